@@ -1,0 +1,1 @@
+"""MLflow deployments target `triton`."""

@@ -1,0 +1,1 @@
+"""The embedded Triton: a real `tritonserver` without Docker, root or a GPU."""

@@ -1,0 +1,1 @@
+"""Publish models to MLflow for Triton."""
