@@ -125,7 +125,7 @@ class TensorSpec:
     Attributes:
         name: the tensor's name.
         datatype: protocol name, a key of `DATATYPES`.
-        shape: −1 stands for a variable dimension. Whether the batch dimension is included is said
+        shape: -1 stands for a variable dimension. Whether the batch dimension is included is said
             where the spec is used: MLflow signatures and server metadata include it,
             config.pbtxt's `dims` do not when `max_batch_size` is over 0.
         optional: the input may be left out of a request.

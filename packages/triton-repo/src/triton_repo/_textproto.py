@@ -1,0 +1,121 @@
+"""Finds the top-level fields of a text-format protobuf, so that one of them can be edited in place.
+
+protobuf's own `text_format` drops comments, order and spelling. A hand-tuned config.pbtxt keeps
+them here: only the bytes of the field that has to change are replaced.
+Syntax: https://protobuf.dev/reference/protobuf/textformat-spec/
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Field", "set_field", "top_level_fields"]
+
+_TOKEN = re.compile(
+    r"""
+      (?P<space>\s+|\#[^\n]*)
+    | (?P<string>"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')
+    | (?P<word>[A-Za-z0-9_.+-]+)
+    | (?P<mark>.)
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_CLOSES = {"{": "}", "<": ">", "[": "]"}
+
+
+@dataclass(frozen=True)
+class Field:
+    """One top-level field: its name and where it stands in the text, `text[start:end]`."""
+
+    name: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class _Token:
+    kind: str
+    text: str
+    start: int
+    end: int
+
+
+def _tokens(text: str) -> Iterator[_Token]:
+    for match in _TOKEN.finditer(text):
+        kind = match.lastgroup or ""
+        if kind != "space":
+            yield _Token(kind, match.group(), match.start(), match.end())
+
+
+def top_level_fields(text: str) -> list[Field]:
+    """Every top-level field of a text-format message, in order.
+
+    The text must already have been parsed by protobuf: what is malformed is not reported here.
+    """
+    fields: list[Field] = []
+    tokens = list(_tokens(text))
+    at = 0
+    while at < len(tokens):
+        token = tokens[at]
+        if token.kind != "word":  # a separator between fields
+            at += 1
+            continue
+        last = _value_end(tokens, at + 1)
+        fields.append(Field(token.text, token.start, tokens[last].end))
+        at = last + 1
+    return fields
+
+
+def _value_end(tokens: list[_Token], at: int) -> int:
+    """Index of the last token of the value that starts at `at` (a colon may stand before it)."""
+    if at < len(tokens) and tokens[at].text == ":":
+        at += 1
+    if at >= len(tokens):
+        return len(tokens) - 1
+    if tokens[at].text in _CLOSES:
+        return _block_end(tokens, at)
+    if tokens[at].text == "-":  # "- 1" is one value
+        at += 1
+    while at + 1 < len(tokens) and tokens[at].kind == tokens[at + 1].kind == "string":
+        at += 1  # adjacent strings are one value
+    return min(at, len(tokens) - 1)
+
+
+def _block_end(tokens: list[_Token], at: int) -> int:
+    open_marks: list[str] = []
+    for index in range(at, len(tokens)):
+        token = tokens[index]
+        if token.kind != "mark":
+            continue
+        if token.text in _CLOSES:
+            open_marks.append(_CLOSES[token.text])
+        elif open_marks and token.text == open_marks[-1]:
+            open_marks.pop()
+            if not open_marks:
+                return index
+    return len(tokens) - 1
+
+
+def set_field(text: str, name: str, replacement: str) -> str:
+    """Replace every top-level field called `name` by `replacement`, or append it at the end.
+
+    Args:
+        text: a text-format message.
+        name: the field, as protobuf spells it.
+        replacement: the whole field, such as `name: "resnet"`; empty to take the field out.
+    """
+    found = [field for field in top_level_fields(text) if field.name == name]
+    if not found:
+        newline = "" if not text or text.endswith("\n") else "\n"
+        return f"{text}{newline}{replacement}\n" if replacement else text
+    pieces: list[str] = []
+    at = 0
+    for index, field in enumerate(found):
+        pieces += [text[at : field.start], replacement if index == 0 else ""]
+        at = field.end
+    return "".join(pieces) + text[at:]

@@ -1,0 +1,163 @@
+"""One logged MLflow model: a local directory and its parsed `MLmodel`. The only door to its YAML.
+
+Format: MLflow's "MLmodel file" documentation; `signature` holds JSON inside YAML strings.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from triton_repo.entry import check_member
+from triton_repo.errors import ArtifactError, ConfigError, MissingModelFileError
+from triton_repo.tensors import TensorSpec, datatype_of
+
+__all__ = ["MLMODEL_FILENAME", "ModelArtifact"]
+
+MLMODEL_FILENAME = "MLmodel"
+
+
+@dataclass(frozen=True)
+class ModelArtifact:
+    """A model as MLflow saved it. Nothing in its directory is ever moved or changed.
+
+    Attributes:
+        root: the directory that holds `MLmodel`.
+        flavors: each flavor's own settings, by its name.
+        run_id: the run that logged it, or an empty string.
+        model_id: `m-…` on MLflow 3, `model_uuid` on older ones, or an empty string.
+        artifact_path: where in the run it was logged, such as `triton`, or an empty string.
+        beside: files that were logged beside the model and belong to it (see `fetch`), by the
+            path they would have in it.
+    """
+
+    root: Path
+    flavors: Mapping[str, Mapping[str, Any]]
+    run_id: str = ""
+    model_id: str = ""
+    artifact_path: str = ""
+    beside: Mapping[str, Path] = field(default_factory=dict)
+    _signature: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def open(cls, root: Path, *, beside: Mapping[str, Path] | None = None) -> ModelArtifact:
+        """Read `root/MLmodel`.
+
+        Raises:
+            MissingModelFileError: there is no MLmodel.
+            ArtifactError: it is not one.
+        """
+        document = _read_mlmodel(root / MLMODEL_FILENAME)
+        flavors = document.get("flavors")
+        if not isinstance(flavors, Mapping) or not flavors:
+            raise ArtifactError(f"{root / MLMODEL_FILENAME} names no flavors; log the model again")
+        return cls(
+            root=root,
+            flavors={
+                str(name): settings if isinstance(settings, Mapping) else {}
+                for name, settings in flavors.items()
+            },
+            run_id=_text(document, "run_id"),
+            model_id=_text(document, "model_id") or _text(document, "model_uuid"),
+            artifact_path=_text(document, "artifact_path"),
+            beside=beside or {},
+            _signature=_mapping(document.get("signature")),
+        )
+
+    def path(self, relative: str, *, said_by: str = MLMODEL_FILENAME) -> Path:
+        """A file or directory of the model that some text names.
+
+        Args:
+            relative: the path as the text gives it.
+            said_by: which text that is, for messages.
+
+        Raises:
+            ArtifactError: the path leaves the model.
+            MissingModelFileError: nothing is there.
+        """
+        if not isinstance(relative, str) or not relative or "\0" in relative:
+            raise ArtifactError(f"{said_by} gives {relative!r} where a path belongs")
+        found = self.root / relative
+        if Path(relative).is_absolute() or ".." in Path(relative).parts:
+            raise ArtifactError(f"{said_by} names {relative!r}, which leaves the model")
+        if not os.path.lexists(found):
+            raise MissingModelFileError(
+                f"{said_by} names {relative!r}, which is not in the model at {self.root}",
+                path=relative,
+            )
+        check_member(found, self.root.resolve())
+        return found
+
+    def find(self, *names: str) -> Path | None:
+        """The first of `names` that is a file of the model or was logged beside it."""
+        for name in names:
+            if name in self.beside:
+                return self.beside[name]
+            if (self.root / name).is_file():
+                return self.path(name)
+        return None
+
+    def signature_tensors(self, side: str) -> dict[str, TensorSpec]:
+        """The signature's tensors by name, batch dimension included.
+
+        A single unnamed tensor has the name ''. What has no Triton datatype is left out: whether
+        that matters is for the flavor to say.
+
+        Args:
+            side: `inputs` or `outputs`.
+        """
+        try:
+            columns = json.loads(self._signature.get(side) or "[]")
+        except (TypeError, ValueError) as exc:
+            where = self.root / MLMODEL_FILENAME
+            raise ArtifactError(f"{where}: signature.{side} is not JSON: {exc}") from exc
+        specs = (_column_spec(column) for column in columns if isinstance(column, Mapping))
+        return {spec.name: spec for spec in specs if spec is not None}
+
+
+def _read_mlmodel(path: Path) -> Mapping[str, Any]:
+    try:
+        with path.open("rb") as file:
+            document = yaml.safe_load(file)
+    except FileNotFoundError as exc:
+        raise MissingModelFileError(
+            f"{path.parent} is no MLflow model: it has no {path.name}", path=path.name
+        ) from exc
+    except OSError as exc:
+        raise ArtifactError(f"cannot read {path}: {exc.strerror}") from exc
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as exc:
+        raise ArtifactError(f"{path} is not YAML: {' '.join(str(exc).split())}") from exc
+    if not isinstance(document, Mapping):
+        raise ArtifactError(f"{path} is not a mapping; log the model again")
+    return document
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _text(document: Mapping[str, Any], key: str) -> str:
+    value = document.get(key)
+    return value if isinstance(value, str) else ""
+
+
+def _column_spec(column: Mapping[str, Any]) -> TensorSpec | None:
+    """One ColSpec or TensorSpec of a signature; None where Triton has no such type."""
+    name = _text(column, "name")
+    optional = column.get("required") is False
+    try:
+        if column.get("type") == "tensor":
+            tensor = _mapping(column.get("tensor-spec"))
+            shape = tuple(int(dim) for dim in tensor.get("shape", ()))
+            datatype = datatype_of(tensor=_text(tensor, "dtype")).name
+            return TensorSpec(name, datatype, shape, optional)
+        datatype = datatype_of(column=_text(column, "type")).name
+    except (ConfigError, TypeError, ValueError):
+        return None
+    return TensorSpec(name, datatype, (-1, 1), optional)

@@ -1,0 +1,271 @@
+"""config.pbtxt: parse, build, check, pin. The only door to protobuf.
+
+Field meanings: Triton's `model_configuration.md`; the message is Triton's own `model_config.proto`,
+as tritonclient ships it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
+
+from google.protobuf import json_format, text_format
+from tritonclient.grpc import model_config_pb2  # noqa: TID251 - this is the door
+
+from triton_repo._textproto import set_field
+from triton_repo.errors import ConfigError
+from triton_repo.tensors import DATATYPES, TensorSpec, datatype_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = ["CONFIG_FILENAME", "ModelConfig"]
+
+CONFIG_FILENAME = "config.pbtxt"
+
+#: Platforms from before `backend:`, and the backend that serves them now.
+_PLATFORM_BACKENDS = {
+    "onnxruntime_onnx": "onnxruntime",
+    "tensorrt_plan": "tensorrt",
+    "pytorch_libtorch": "pytorch",
+    "tensorflow_graphdef": "tensorflow",
+    "tensorflow_savedmodel": "tensorflow",
+    "ensemble": "ensemble",
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One config.pbtxt: its text, kept to the byte, and what Triton reads in it.
+
+    Instances are values: the editing methods return another one.
+    """
+
+    text: str
+    _message: model_config_pb2.ModelConfig = field(repr=False, compare=False)
+
+    # -- making one ---------------------------------------------------------------------------
+
+    @classmethod
+    def parse(cls, data: bytes | str, *, where: str = CONFIG_FILENAME) -> ModelConfig:
+        """Read a config.pbtxt.
+
+        Args:
+            data: the file's content.
+            where: how messages name it.
+
+        Raises:
+            ConfigError: it is not a text-format `ModelConfig`; `field` is None.
+        """
+        # surrogateescape: a Latin-1 comment must come back as the same bytes
+        text = data.decode("utf-8", "surrogateescape") if isinstance(data, bytes) else data
+        message = model_config_pb2.ModelConfig()
+        try:
+            text_format.Parse(text, message)
+        except (text_format.ParseError, UnicodeError) as exc:
+            reason = " ".join(str(exc).split())
+            raise ConfigError(f"{where} is not a Triton model configuration: {reason}") from exc
+        return cls(text, message)
+
+    @classmethod
+    def build(
+        cls,
+        *,
+        name: str,
+        backend: str,
+        inputs: Iterable[TensorSpec],
+        outputs: Iterable[TensorSpec],
+        max_batch_size: int = 0,
+        dynamic_batching: bool = False,
+        platform: str = "",
+        comment: str = "",
+    ) -> ModelConfig:
+        """Write a config.pbtxt from its parts.
+
+        Args:
+            name: the model's name.
+            backend: Triton backend, such as `onnxruntime`.
+            inputs: without the batch dimension when `max_batch_size` is over 0. A scalar, shape (),
+                becomes `dims: [1] reshape: {}`.
+            outputs: the same.
+            max_batch_size: 0 means that the model has no batch dimension of Triton's.
+            dynamic_batching: let Triton join requests into one batch.
+            platform: the older spelling of `backend`, where a server still wants it.
+            comment: put at the top, a `#` before each line.
+
+        Raises:
+            ConfigError: a tensor has no name.
+        """
+        message = model_config_pb2.ModelConfig(
+            name=name, backend=backend, platform=platform, max_batch_size=max_batch_size
+        )
+        for spec in inputs:
+            tensor = message.input.add()
+            _fill(tensor, spec, "input")
+            tensor.optional = spec.optional
+        for spec in outputs:
+            _fill(message.output.add(), spec, "output")
+        if dynamic_batching:
+            message.dynamic_batching.SetInParent()
+        head = "".join(f"# {line}\n" for line in comment.splitlines())
+        return cls(head + _print(message), message)
+
+    # -- reading it ---------------------------------------------------------------------------
+
+    @property
+    def data(self) -> bytes:
+        """The file's bytes."""
+        return self.text.encode("utf-8", "surrogateescape")
+
+    @property
+    def name(self) -> str:
+        """The `name` field; empty when the file leaves it to the directory."""
+        return cast("str", self._message.name)
+
+    @property
+    def backend(self) -> str:
+        """The backend that serves the model: `backend`, or what `platform` stands for."""
+        return self._message.backend or _PLATFORM_BACKENDS.get(self._message.platform, "")
+
+    @property
+    def is_ensemble(self) -> bool:
+        """Whether this is an ensemble: steps over other models, with no file of its own."""
+        return self.backend == "ensemble" or self._message.HasField("ensemble_scheduling")
+
+    @property
+    def max_batch_size(self) -> int:
+        """0, or how many rows one request may have."""
+        return cast("int", self._message.max_batch_size)
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Inputs as the file gives them: no batch dimension when `max_batch_size` is over 0."""
+        return tuple(_spec(tensor, "input") for tensor in self._message.input)
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Outputs, in the same form as `inputs`."""
+        return tuple(_spec(tensor, "output") for tensor in self._message.output)
+
+    @property
+    def pinned_versions(self) -> tuple[int, ...]:
+        """The versions `version_policy: { specific }` names; empty under any other policy."""
+        return tuple(self._message.version_policy.specific.versions)
+
+    @property
+    def model_filename(self) -> str:
+        """`default_model_filename`, or an empty string."""
+        return cast("str", self._message.default_model_filename)
+
+    @property
+    def named_files(self) -> tuple[tuple[str, str], ...]:
+        """Files the config expects beside itself, as (field, path in the model directory).
+
+        Labels, warm-up data and the Python backend's execution environment.
+        """
+        message = self._message
+        labels = [
+            (f"output[{index}].label_filename", output.label_filename)
+            for index, output in enumerate(message.output)
+            if output.label_filename
+        ]
+        warmups = [
+            (f"model_warmup[{index}].inputs[{name}]", f"warmup/{data.input_data_file}")
+            for index, sample in enumerate(message.model_warmup)
+            for name, data in sorted(sample.inputs.items())
+            if data.input_data_file
+        ]
+        prefix = "$$TRITON_MODEL_DIRECTORY/"
+        environment = message.parameters.get("EXECUTION_ENV_PATH")
+        path = environment.string_value if environment is not None else ""
+        packed = [("parameters[EXECUTION_ENV_PATH]", path[len(prefix) :])]
+        return tuple(labels + warmups + (packed if path.startswith(prefix) else []))
+
+    @property
+    def label_filenames(self) -> tuple[str, ...]:
+        """Label files of the outputs, relative to the model directory."""
+        return tuple(
+            output.label_filename for output in self._message.output if output.label_filename
+        )
+
+    def to_json(self) -> str:
+        """The message as JSON, the form `load_model(config=…)` takes as an override."""
+        as_dict = json_format.MessageToDict(self._message, preserving_proto_field_name=True)
+        return json.dumps(as_dict)
+
+    # -- changing it --------------------------------------------------------------------------
+
+    def with_name(self, name: str) -> ModelConfig:
+        """The same file where `name`, if it stands there, is `name`; else unchanged."""
+        if self.name in ("", name):
+            return self
+        changed = self._copy()
+        changed.name = name
+        return self._edited("name", f"name: {_quote(name)}", changed)
+
+    def pinned(self, versions: Sequence[int]) -> ModelConfig:
+        """The same file, serving exactly `versions`.
+
+        Unchanged, to the byte, where it already does.
+        """
+        if self.pinned_versions == tuple(versions):
+            return self
+        changed = self._copy()
+        changed.version_policy.specific.versions[:] = list(versions)
+        numbers = ", ".join(str(version) for version in versions)
+        policy = f"version_policy: {{ specific {{ versions: [ {numbers} ] }} }}"
+        return self._edited("version_policy", policy, changed)
+
+    def unpinned(self) -> ModelConfig:
+        """The same file without a `specific` version policy; other policies stay."""
+        if not self.pinned_versions:
+            return self
+        changed = self._copy()
+        changed.ClearField("version_policy")
+        return self._edited("version_policy", "", changed)
+
+    def _copy(self) -> model_config_pb2.ModelConfig:
+        copy = model_config_pb2.ModelConfig()
+        copy.CopyFrom(self._message)
+        return copy
+
+    def _edited(
+        self, name: str, replacement: str, expected: model_config_pb2.ModelConfig
+    ) -> ModelConfig:
+        edited = ModelConfig.parse(set_field(self.text, name, replacement))
+        if edited._message == expected:  # noqa: SLF001 - the same class
+            return edited
+        # Text that our scanner reads otherwise than protobuf does: correct beats pretty.
+        return ModelConfig(_print(expected), expected)
+
+
+def _fill(tensor: object, spec: TensorSpec, kind: str) -> None:
+    if not spec.name:
+        raise ConfigError(f"an {kind} has no name", field=kind)
+    filled = cast("model_config_pb2.ModelInput", tensor)
+    filled.name = spec.name
+    filled.data_type = model_config_pb2.DataType.Value(DATATYPES[spec.datatype].config_name)
+    filled.dims.extend(spec.shape or (1,))
+    if not spec.shape:  # Triton has no scalars: the model sees [], the client [1]
+        filled.reshape.SetInParent()
+
+
+def _spec(tensor: model_config_pb2.ModelInput, kind: str) -> TensorSpec:
+    config_name = model_config_pb2.DataType.Name(tensor.data_type)
+    try:
+        datatype = datatype_of(config_name=config_name).name
+    except ConfigError as exc:
+        where = f"{kind}[{tensor.name}].data_type"
+        raise ConfigError(f"{where} is {config_name}, no type to serve", field=where) from exc
+    optional = kind == "input" and bool(tensor.optional)
+    return TensorSpec(tensor.name, datatype, tuple(tensor.dims), optional)
+
+
+def _print(message: model_config_pb2.ModelConfig) -> str:
+    return text_format.MessageToString(message, as_utf8=True, use_short_repeated_primitives=True)
+
+
+def _quote(text: str) -> str:
+    """A text-format string literal."""
+    return _print(model_config_pb2.ModelConfig(name=text)).partition(": ")[2].strip()

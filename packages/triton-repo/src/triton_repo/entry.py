@@ -1,0 +1,187 @@
+"""The plan of one deployment: what will stand in the repository, before anything is written."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, NewType
+
+from triton_repo.errors import ArtifactError, InvalidNameError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from triton_repo.config import ModelConfig
+
+__all__ = ["EntryFile", "ModelName", "RepositoryEntry", "Tree", "check_name", "scan_tree"]
+
+ModelName = NewType("ModelName", str)
+"""A string that `check_name` let through: one directory at the root of a model repository."""
+
+# ASCII only, so that no look-alike of a separator passes; no leading dot or dash, so that the
+# name is neither hidden nor taken for an option; "%" would be decoded by HTTP clients.
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=@~-]{0,199}")
+
+
+def check_name(name: str) -> ModelName:
+    """Let a deployment's name through, or say what is wrong with it.
+
+    Raises:
+        InvalidNameError: the name could leave its directory, or Triton or HTTP would misread it.
+    """
+    if isinstance(name, str) and _NAME.fullmatch(name):
+        return ModelName(name)
+    raise InvalidNameError(
+        f"{name!r} cannot name a deployment: use 1 to 200 letters, digits and _ . + = @ ~ -, "
+        "beginning with a letter, a digit or _",
+        name=str(name),
+    )
+
+
+@dataclass(frozen=True)
+class EntryFile:
+    """One file to place.
+
+    Attributes:
+        path: where it goes, relative to its tree.
+        source: the file to copy; nothing is ever moved out of an artifact.
+        size_bytes: its size when the plan was made.
+    """
+
+    path: PurePosixPath
+    source: Path
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Files and empty directories below one directory of the repository."""
+
+    files: tuple[EntryFile, ...] = ()
+    empty_directories: tuple[PurePosixPath, ...] = ()
+
+    @property
+    def size_bytes(self) -> int:
+        """Sum of the files' sizes."""
+        return sum(file.size_bytes for file in self.files)
+
+    def names(self) -> list[str]:
+        """The files' paths, sorted."""
+        return sorted(str(file.path) for file in self.files)
+
+
+@dataclass(frozen=True)
+class RepositoryEntry:
+    """What one deployment will be: `<name>/config.pbtxt`, `<name>/<version>/…`, shared files.
+
+    Attributes:
+        name: the directory at the root of the repository.
+        flavor: the MLflow flavor it was made from.
+        versions: content of each version directory, by its number.
+        shared: files beside config.pbtxt; they belong to every version.
+        config: None where the model relies on Triton's auto-complete.
+    """
+
+    name: ModelName
+    flavor: str
+    versions: Mapping[int, Tree]
+    shared: Tree = field(default_factory=Tree)
+    config: ModelConfig | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """How many bytes will be copied."""
+        return self.shared.size_bytes + sum(tree.size_bytes for tree in self.versions.values())
+
+    def renumbered(self, version: int) -> RepositoryEntry:
+        """The same single version under another number; a `specific` policy follows."""
+        (tree,) = self.versions.values()
+        config = self.config
+        if config is not None and config.pinned_versions:
+            config = config.pinned([version])
+        return replace(self, versions={version: tree}, config=config)
+
+
+def scan_tree(
+    directory: Path, *, inside: Path, keep: Callable[[PurePosixPath], bool] | None = None
+) -> Tree:
+    """Every file below `directory`, as a plan to copy it.
+
+    Links are followed when they end inside `inside`; their targets' content is what is copied.
+
+    Args:
+        directory: where to start.
+        inside: the artifact's root, which nothing may leave.
+        keep: says of a path relative to `directory` whether it, and what is below it, is wanted.
+
+    Raises:
+        ArtifactError: a link leaves `inside` or is broken, or something is neither a file nor a
+            directory.
+    """
+    root = inside.resolve()
+    files: list[EntryFile] = []
+    empty: list[PurePosixPath] = []
+    for path, entries in _walk(directory, PurePosixPath(), root, keep or (lambda _: True)):
+        files += entries
+        if not entries and path.parts and not any(_listing(directory / path)):
+            empty.append(path)
+    return Tree(tuple(files), tuple(empty))
+
+
+def _listing(directory: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(directory) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as exc:
+        raise ArtifactError(f"cannot read {directory}: {exc.strerror}") from exc
+
+
+def _walk(
+    directory: Path,
+    at: PurePosixPath,
+    root: Path,
+    keep: Callable[[PurePosixPath], bool],
+) -> Iterator[tuple[PurePosixPath, list[EntryFile]]]:
+    """Yield every directory below `directory / at` with the files that are in it."""
+    files: list[EntryFile] = []
+    below: list[PurePosixPath] = []
+    for entry in _listing(directory / at):
+        path = at / entry.name
+        if not keep(path):
+            continue
+        mode, size_bytes = check_member(Path(entry.path), root)
+        if stat.S_ISDIR(mode):
+            below.append(path)
+        else:
+            files.append(EntryFile(path, Path(entry.path), size_bytes))
+    yield at, files
+    for path in below:
+        yield from _walk(directory, path, root, keep)
+
+
+def check_member(path: Path, root: Path) -> tuple[int, int]:
+    """Mode and size of what `path` leads to, once it is sure that this is inside `root`.
+
+    Args:
+        path: a file or directory, perhaps through links.
+        root: an already resolved directory.
+
+    Raises:
+        ArtifactError: the link is broken, leads out of `root` or in a circle, or this is a device,
+            a socket or a pipe.
+    """
+    try:
+        target = path.resolve(strict=True)
+        status = target.stat()
+    except (OSError, RuntimeError) as exc:  # RuntimeError: a circle of links, before Python 3.13
+        raise ArtifactError(f"{path} leads nowhere: {exc}; replace the link by its target") from exc
+    if not target.is_relative_to(root):
+        raise ArtifactError(f"{path} leads out of the model, to {target}; copy the file into it")
+    if path.is_symlink() and path.parent.resolve().is_relative_to(target):
+        raise ArtifactError(f"{path} leads to a directory that contains it; remove the link")
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        raise ArtifactError(f"{path} is neither a file nor a directory; remove it")
+    return status.st_mode, status.st_size

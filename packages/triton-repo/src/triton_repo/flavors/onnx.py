@@ -1,0 +1,183 @@
+"""The `onnx` flavor: a model that MLflow logged with `mlflow.onnx`.
+
+Its config.pbtxt is the user's where one can be found, to the byte; otherwise it is generated from
+the graph, so that the model also loads where the server's auto-complete is off.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from triton_repo.config import CONFIG_FILENAME, ModelConfig
+from triton_repo.entry import EntryFile, RepositoryEntry, Tree, check_member, scan_tree
+from triton_repo.errors import ConfigError, MissingModelFileError
+from triton_repo.flavors._onnx_graph import GraphTensor, OnnxGraph, read_graph
+
+if TYPE_CHECKING:
+    from triton_repo.artifact import ModelArtifact
+    from triton_repo.entry import ModelName
+    from triton_repo.tensors import TensorSpec
+
+__all__ = ["GENERATED_MAX_BATCH_SIZE", "convert", "generate_config"]
+
+BACKEND = "onnxruntime"
+MODEL_FILENAME = "model.onnx"
+
+#: Rows a request may have under a generated config. Triton reserves nothing for it, so there is no
+#: reason for its own default of 4, which refuses the first real table it is given.
+GENERATED_MAX_BATCH_SIZE = 1024
+
+
+def convert(artifact: ModelArtifact, name: ModelName, version: int) -> RepositoryEntry:
+    """Plan the entry of an ONNX model; see `flavors.convert` for the arguments and errors."""
+    data = artifact.path(artifact.flavors["onnx"].get("data", ""), said_by="MLmodel's onnx flavor")
+    model_file, base = _model_file(data)
+    graph = read_graph(model_file)
+    config = _user_config(artifact)
+    if config is None:
+        config = generate_config(
+            graph,
+            name=name,
+            signature_inputs=artifact.signature_tensors("inputs"),
+            signature_outputs=artifact.signature_tensors("outputs"),
+        )
+    elif config.pinned_versions:
+        config = config.pinned([version])
+    tree = _version_tree(artifact, model_file, base, graph, _filename(config, model_file, base))
+    return RepositoryEntry(
+        name=name,
+        flavor="onnx",
+        versions={version: tree},
+        shared=_shared_tree(artifact, config),
+        config=config.with_name(name),
+    )
+
+
+def _model_file(data: Path) -> tuple[Path, Path]:
+    """The .onnx file and the directory that its external files are relative to."""
+    if data.is_file():
+        return data, data.parent
+    candidates = sorted(data.glob("*.onnx"))
+    named = [path for path in candidates if path.name == MODEL_FILENAME]
+    if len(named or candidates) != 1:
+        raise MissingModelFileError(
+            f"{data} holds {len(candidates)} .onnx files; exactly one, or one called "
+            f"{MODEL_FILENAME}, is needed",
+            path=MODEL_FILENAME,
+        )
+    return (named or candidates)[0], data
+
+
+def _user_config(artifact: ModelArtifact) -> ModelConfig | None:
+    path = artifact.find(CONFIG_FILENAME, f"extra_files/{CONFIG_FILENAME}")
+    return ModelConfig.parse(path.read_bytes(), where=str(path)) if path is not None else None
+
+
+def _filename(config: ModelConfig, model_file: Path, base: Path) -> str:
+    """What the model file is called in the repository: what the server will look for."""
+    if config.backend not in ("", BACKEND):
+        return config.model_filename or str(model_file.relative_to(base))
+    return config.model_filename or MODEL_FILENAME
+
+
+def _version_tree(
+    artifact: ModelArtifact, model_file: Path, base: Path, graph: OnnxGraph, filename: str
+) -> Tree:
+    """The model and what it needs, at the same relative paths: ONNX Runtime resolves them so."""
+    model = EntryFile(PurePosixPath(filename), model_file, model_file.stat().st_size)
+    if base.resolve() != artifact.root.resolve():
+        # A directory of its own (`data: onnx/`): everything in it belongs to the model.
+        whole = scan_tree(base, inside=artifact.root)
+        others = tuple(
+            file
+            for file in whole.files
+            if file.source != model_file and str(file.path) != CONFIG_FILENAME
+        )
+        _check_external(artifact, base, graph)
+        return Tree((model, *others), whole.empty_directories)
+    return Tree((model, *_check_external(artifact, base, graph)))
+
+
+def _check_external(artifact: ModelArtifact, base: Path, graph: OnnxGraph) -> list[EntryFile]:
+    files = []
+    for location in graph.external_files:
+        relative = (base / location).relative_to(artifact.root)
+        path = artifact.path(str(relative), said_by="the ONNX graph (external data)")
+        size_bytes = check_member(path, artifact.root.resolve())[1]
+        files.append(EntryFile(PurePosixPath(location), path, size_bytes))
+    return files
+
+
+def _shared_tree(artifact: ModelArtifact, config: ModelConfig) -> Tree:
+    """The files config.pbtxt names beside itself, from wherever the user can have put them."""
+    files = []
+    for field, name in config.named_files:
+        if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute():
+            raise ConfigError(
+                f"{CONFIG_FILENAME}: {field} names {name!r}, outside the model", field=field
+            )
+        path = artifact.find(name, f"extra_files/{name}", f"extra_files/{PurePosixPath(name).name}")
+        if path is None:
+            raise MissingModelFileError(
+                f"{CONFIG_FILENAME}: {field} names {name!r}, which was not logged with the model; "
+                "add it with extra_files=[…] or mlflow.log_artifact",
+                path=name,
+            )
+        files.append(EntryFile(PurePosixPath(name), path, path.stat().st_size))
+    return Tree(tuple({file.path: file for file in files}.values()))
+
+
+# -- the generated config ---------------------------------------------------------------------
+
+
+def generate_config(
+    graph: OnnxGraph,
+    *,
+    name: str,
+    signature_inputs: dict[str, TensorSpec] | None = None,
+    signature_outputs: dict[str, TensorSpec] | None = None,
+) -> ModelConfig:
+    """A config.pbtxt for a graph.
+
+    Names and types are the graph's. A shape that the graph leaves open is taken from the MLflow
+    signature. Where every tensor begins with the same variable dimension, that is the batch, as in
+    Triton's own auto-complete for ONNX Runtime.
+
+    Raises:
+        ConfigError: a tensor's rank is nowhere to be found.
+    """
+    inputs = [_with_shape(tensor, signature_inputs or {}) for tensor in graph.inputs]
+    outputs = [_with_shape(tensor, signature_outputs or {}) for tensor in graph.outputs]
+    # A tensor that is nothing but its batch ([N]) would have no dims left; keep the true shapes.
+    batched = OnnxGraph(tuple(inputs), tuple(outputs), ()).has_batch_dimension and all(
+        len(tensor.shape or ()) > 1 for tensor in (*inputs, *outputs)
+    )
+    return ModelConfig.build(
+        name=name,
+        backend=BACKEND,
+        platform="onnxruntime_onnx",
+        inputs=[_config_spec(tensor, batched=batched) for tensor in inputs],
+        outputs=[_config_spec(tensor, batched=batched) for tensor in outputs],
+        max_batch_size=GENERATED_MAX_BATCH_SIZE if batched else 0,
+        dynamic_batching=batched,
+        comment="Generated from the ONNX graph. Log a config.pbtxt with the model to use your own.",
+    )
+
+
+def _with_shape(tensor: GraphTensor, signature: dict[str, TensorSpec]) -> GraphTensor:
+    if tensor.shape is not None:
+        return tensor
+    known = signature.get(tensor.name) or (signature.get("") if len(signature) == 1 else None)
+    if known is None:
+        raise ConfigError(
+            f"the ONNX graph gives no shape for {tensor.name!r}; log the model with a signature, "
+            "or a config.pbtxt with it",
+            field=f"{tensor.name}.dims",
+        )
+    return GraphTensor(tensor.name, tensor.datatype, known.shape)
+
+
+def _config_spec(tensor: GraphTensor, *, batched: bool) -> TensorSpec:
+    shape = tensor.shape or ()
+    return tensor.spec(shape[1:] if batched else shape)

@@ -1,0 +1,51 @@
+"""The `triton` flavor: a directory that already has Triton's layout."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from triton_repo.entry import RepositoryEntry
+from triton_repo.errors import ArtifactError
+from triton_repo.layout import ModelDirectory
+
+if TYPE_CHECKING:
+    from triton_repo.artifact import ModelArtifact
+    from triton_repo.entry import ModelName
+
+__all__ = ["convert"]
+
+
+def convert(artifact: ModelArtifact, name: ModelName, version: int) -> RepositoryEntry:
+    """Plan the entry of a model in Triton's layout.
+
+    A single version directory is placed as `version`, whatever its number was; several keep their
+    numbers. See `flavors.convert` for the arguments and errors.
+    """
+    settings = artifact.flavors["triton"]
+    root = artifact.path(settings.get("data", ""), said_by="MLmodel's triton flavor (data)")
+    directory = ModelDirectory.read(root, inside=artifact.root, versions=_recorded(settings))
+    config, versions = directory.config, directory.versions
+    if len(versions) == 1:
+        (tree,) = versions.values()
+        if config is not None and config.pinned_versions:
+            config = config.pinned([version])
+        versions = {version: tree}
+    return RepositoryEntry(
+        name=name,
+        flavor="triton",
+        versions=versions,
+        shared=directory.shared,
+        config=config.with_name(name) if config is not None else None,
+    )
+
+
+def _recorded(settings: object) -> list[int]:
+    """Version directories the publisher saw; stores that lose empty ones cannot hide them."""
+    versions = settings.get("versions", []) if isinstance(settings, dict) else []
+    if not isinstance(versions, list) or not all(
+        isinstance(version, int) and version > 0 for version in versions
+    ):
+        raise ArtifactError(
+            f"MLmodel's triton flavor gives versions {versions!r}; a list belongs there"
+        )
+    return versions

@@ -1,0 +1,86 @@
+"""The note a change leaves in the model's directory while it is under way.
+
+`<model>/.mlflow-triton/journal.json` says what is being done and what stood there before, so that
+the next command can finish or undo it. It is removed last.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+__all__ = ["OUR_DIRECTORY", "Journal"]
+
+#: Inside a model's directory; the leading dot keeps Triton from reading it as a version.
+OUR_DIRECTORY = ".mlflow-triton"
+
+
+@dataclass(frozen=True)
+class Journal:
+    """One change under way.
+
+    Attributes:
+        operation: `create`, `update` or `delete`.
+        model_uri: what the user asked to deploy.
+        holder: who does it, for people.
+        since: when it began, ISO 8601 in UTC.
+        created: whether the model's directory was not there before.
+        new_versions: version directories that the change adds.
+        replaced_versions: version directories that it sets aside under our directory.
+        shared_before: files beside config.pbtxt that the change touches, with the sha256 under
+            which their content was set aside.
+        shared_added: files beside config.pbtxt that were not there before.
+        config_before: config.pbtxt before the change, or None.
+        config_after: config.pbtxt after it; None where it is not known yet, or there is none.
+        record_after: the record after it; None until the change is validated.
+        doomed_versions: version directories to remove once it is committed.
+        doomed_shared: files beside config.pbtxt to remove once it is committed.
+    """
+
+    operation: str
+    model_uri: str = ""
+    holder: str = ""
+    since: str = ""
+    created: bool = False
+    new_versions: tuple[int, ...] = ()
+    replaced_versions: tuple[int, ...] = ()
+    shared_before: dict[str, str] = field(default_factory=dict)
+    shared_added: tuple[str, ...] = ()
+    config_before: bytes | None = None
+    config_after: bytes | None = None
+    record_after: bytes | None = None
+    doomed_versions: tuple[int, ...] = ()
+    doomed_shared: tuple[str, ...] = ()
+
+    def to_bytes(self) -> bytes:
+        """The file's content."""
+        document = {each.name: _encode(getattr(self, each.name)) for each in fields(self)}
+        return json.dumps(document, indent=2).encode("ascii")
+
+    @classmethod
+    def parse(cls, data: bytes) -> Journal:
+        """Read a journal.
+
+        Raises:
+            ValueError: it is none.
+        """
+        document = json.loads(data)
+        known = {each.name for each in fields(cls)}
+        try:
+            return cls(**{key: _decode(value) for key, value in document.items() if key in known})
+        except (AttributeError, TypeError) as exc:
+            raise ValueError(f"not a journal: {exc}") from exc
+
+
+def _encode(value: Any) -> Any:
+    return (
+        {"!base64": base64.b64encode(value).decode("ascii")} if isinstance(value, bytes) else value
+    )
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, dict) and set(value) == {"!base64"}:
+        return base64.b64decode(value["!base64"])
+    return tuple(value) if isinstance(value, list) else value

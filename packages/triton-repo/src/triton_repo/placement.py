@@ -1,0 +1,471 @@
+"""One model's directory in a repository, and how it changes: stage, commit, undo, remove.
+
+A change goes through these steps, and the journal says how far it came:
+
+```
+stage      journal.json          what is to be done, and what stood here before
+           config.pbtxt          pinned to the versions that serve, before another one appears
+           N/                    the new version directory
+           (the server validates it: a pinned load; see mlflow_triton_plugin.deploy)
+commit     journal.json          what config.pbtxt and the record will be: from here on the change
+                                 is finished, not undone, whoever comes next
+           config.pbtxt          one atomic replacement
+           mlflow-meta.json
+finish     old versions go, then journal.json
+```
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING
+
+from triton_repo._version import WRITER
+from triton_repo.config import CONFIG_FILENAME, ModelConfig
+from triton_repo.errors import ObjectNotFoundError, StoreError
+from triton_repo.journal import OUR_DIRECTORY, Journal
+from triton_repo.record import (
+    RECORD_FILENAME,
+    DeploymentRecord,
+    FileDigest,
+    RecordError,
+    Source,
+    VersionRecord,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from contextlib import AbstractContextManager
+
+    from triton_repo.change import Change
+    from triton_repo.entry import ModelName
+    from triton_repo.store import Store
+
+__all__ = ["ModelPlace", "PlaceState"]
+
+_JOURNAL = f"{OUR_DIRECTORY}/journal.json"
+_INCOMING = f"{OUR_DIRECTORY}/incoming"
+_REPLACED = f"{OUR_DIRECTORY}/replaced"
+_ASIDE = f"{OUR_DIRECTORY}/shared"
+
+
+class PlaceState(enum.Enum):
+    """Whose a directory is, and whether it is whole."""
+
+    ABSENT = "absent"
+    FOREIGN = "foreign"  # a model that no MLflow command deployed
+    DEPLOYED = "deployed"
+    INTERRUPTED = "interrupted"  # there is a journal: a change is under way, or was
+
+
+@dataclass(frozen=True)
+class ModelPlace:
+    """The directory of one model in a repository.
+
+    Methods raise `StoreError` when the store does; each says what it leaves behind.
+    """
+
+    store: Store
+    name: ModelName
+
+    def _key(self, path: str) -> str:
+        return f"{self.name}/{path}"
+
+    @property
+    def uri(self) -> str:
+        """How messages and the record name the directory."""
+        return f"{self.store.uri}/{self.name}"
+
+    # -- what is there ------------------------------------------------------------------------
+
+    def state(self) -> PlaceState:
+        """Whose the directory is; one look, no lock."""
+        if self.store.exists(self._key(_JOURNAL)):
+            return PlaceState.INTERRUPTED
+        if self.store.exists(self._key(RECORD_FILENAME)):
+            return PlaceState.DEPLOYED
+        return PlaceState.FOREIGN if self.store.exists(self.name) else PlaceState.ABSENT
+
+    def journal(self) -> Journal | None:
+        """The change under way, or None.
+
+        Raises:
+            StoreError: the journal is damaged.
+        """
+        data = self._read(_JOURNAL)
+        try:
+            return Journal.parse(data) if data is not None else None
+        except ValueError as exc:
+            key = self._key(_JOURNAL)
+            raise StoreError(
+                f"{self.uri}/{_JOURNAL} is damaged: {exc}; remove it if no command is running",
+                uri=self.store.uri,
+                key=key,
+            ) from exc
+
+    def record(self) -> DeploymentRecord | None:
+        """The deployment record, or None.
+
+        Raises:
+            RecordError: there is one that cannot be read.
+        """
+        data = self._read(RECORD_FILENAME)
+        where = f"{self.uri}/{RECORD_FILENAME}"
+        return DeploymentRecord.parse(data, where=where) if data is not None else None
+
+    def config(self) -> ModelConfig | None:
+        """The config.pbtxt on disk, or None.
+
+        Raises:
+            ConfigError: there is one that does not parse.
+        """
+        data = self._read(CONFIG_FILENAME)
+        where = f"{self.uri}/{CONFIG_FILENAME}"
+        return ModelConfig.parse(data, where=where) if data is not None else None
+
+    def versions(self) -> tuple[int, ...]:
+        """Numbers of the version directories on disk, in order."""
+        if not self.store.exists(self.name):
+            return ()
+        names = self.store.children(self.name)
+        return tuple(sorted(int(name) for name in names if name.isdecimal() and name[0] != "0"))
+
+    def shared_files(self) -> dict[str, int]:
+        """The files beside config.pbtxt, with their sizes in bytes."""
+        if not self.store.exists(self.name):
+            return {}
+        versions = {str(version) for version in self.versions()}
+        return {
+            path: size_bytes
+            for path, size_bytes in self.store.list_files(self.name).items()
+            if path not in (CONFIG_FILENAME, RECORD_FILENAME)
+            and path.split("/")[0] not in versions
+            and not path.startswith(".")
+        }
+
+    def digests(self, paths: Iterable[str]) -> dict[str, FileDigest]:
+        """Digests of files of the model, by path."""
+        return {path: self.store.digest(self._key(path)) for path in paths}
+
+    def take_stock(self) -> DeploymentRecord:
+        """A record of what stands here, whoever put it: every file is read.
+
+        What an older record says of a version is kept. Nothing is written.
+        """
+        try:
+            known = self.record()
+        except RecordError:
+            known = None
+        shared = self.digests(self.shared_files())
+        config = self._read(CONFIG_FILENAME)
+        versions = {
+            version: self._stock_of(version, known, shared, config) for version in self.versions()
+        }
+        return DeploymentRecord(
+            name=self.name,
+            flavor=known.flavor if known else "",
+            model_uri=known.model_uri if known else "",
+            triton_model_path=self.uri,
+            serving=self._serving(known),
+            versions=versions,
+        )
+
+    def _stock_of(
+        self,
+        version: int,
+        known: DeploymentRecord | None,
+        shared: dict[str, FileDigest],
+        config: bytes | None,
+    ) -> VersionRecord:
+        if known is not None and version in known.versions:
+            return known.versions[version]
+        uri = known.model_uri if known else ""
+        below = self.store.list_files(self._key(str(version)))
+        return VersionRecord(
+            source=Source(uri=uri, concrete_uri=uri),
+            files={path: self.store.digest(self._key(f"{version}/{path}")) for path in below},
+            shared=shared,
+            config=(config or b"").decode("utf-8", "surrogateescape"),
+        )
+
+    def _serving(self, known: DeploymentRecord | None) -> tuple[int, ...]:
+        if known is not None and known.serving:
+            return known.serving
+        config = self.config()
+        if config is not None and config.pinned_versions:
+            return config.pinned_versions
+        return self.versions()[-1:]
+
+    def _read(self, path: str) -> bytes | None:
+        try:
+            return self.store.read(self._key(path))
+        except ObjectNotFoundError:
+            return None
+
+    # -- how it changes -----------------------------------------------------------------------
+
+    def lock(self, holder: str) -> AbstractContextManager[None]:
+        """Be the only writer of this model.
+
+        Raises:
+            LockedError: somebody else is.
+        """
+        # A file at the root is nothing to Triton, and it survives the model's directory.
+        return self.store.lock(f".{self.name}.mlflow-triton.lock", holder)
+
+    def stage(
+        self,
+        change: Change,
+        *,
+        operation: str,
+        holder: str,
+        on_copied: Callable[[int], None] | None = None,
+    ) -> DeploymentRecord:
+        """Put everything in its place, except config.pbtxt and the record.
+
+        Args:
+            change: from `plan_change` or `plan_return`.
+            operation: `create` or `update`, for the journal.
+            holder: who does it, for the journal.
+            on_copied: told the number of bytes after each piece.
+
+        Returns:
+            The record to commit once the server has validated the change.
+
+        Raises:
+            StoreError: something could not be written; call `undo`.
+        """
+        aside = self._shared_in_the_way(change)
+        journal = Journal(
+            operation=operation,
+            model_uri=change.source.uri,
+            holder=holder,
+            since=_now(),
+            created=not self.store.exists(self.name),
+            new_versions=tuple(change.place),
+            replaced_versions=tuple(sorted(change.replaced)),
+            shared_before=aside,
+            shared_added=tuple(path for path in change.shared_paths if path not in aside),
+            config_before=self._read(CONFIG_FILENAME),
+        )
+        self._write_journal(journal)
+        self._set_aside(aside)
+        self._guard(change)
+        files = self._place_versions(change, on_copied)
+        shared = self._place_shared(change, on_copied)
+        return self._record_of(change, files, shared)
+
+    def _shared_in_the_way(self, change: Change) -> dict[str, str]:
+        """Shared files the change overwrites or removes, with their sha256."""
+        present = self.shared_files()
+        touched = [path for path in (*change.shared_paths, *change.shared_gone) if path in present]
+        return {path: digest.sha256 for path, digest in self.digests(touched).items()}
+
+    def _set_aside(self, aside: Mapping[str, str]) -> None:
+        for path, sha256 in aside.items():
+            kept = self._key(f"{_ASIDE}/{sha256}")
+            if not self.store.exists(kept):
+                self.store.copy_file(self._key(path), kept)
+
+    def _guard(self, change: Change) -> None:
+        """Pin what serves, so that a server that starts now does not take up the new directory."""
+        if change.base is None or not change.base.serving or change.replaced or not change.place:
+            return
+        config = self.config() or ModelConfig.parse("")
+        if not config.pinned_versions:
+            self._write(CONFIG_FILENAME, config.pinned(change.base.serving).data)
+
+    def _place_versions(
+        self, change: Change, on_copied: Callable[[int], None] | None
+    ) -> dict[int, Mapping[str, FileDigest]]:
+        if not change.replaced:
+            return {
+                version: self.store.place(self._key(str(version)), tree, on_copied)
+                for version, tree in change.place.items()
+            }
+        # Everything is copied before anything is moved: the window in which a reader may see the
+        # old and the new set mixed is that of a few renames.
+        placed = {
+            version: self.store.place(self._key(f"{_INCOMING}/{version}"), tree, on_copied)
+            for version, tree in change.place.items()
+        }
+        for version in sorted(change.replaced):
+            self.store.move(self._key(str(version)), self._key(f"{_REPLACED}/{version}"))
+        for version in placed:
+            self.store.move(self._key(f"{_INCOMING}/{version}"), self._key(str(version)))
+        return placed
+
+    def _place_shared(
+        self, change: Change, on_copied: Callable[[int], None] | None
+    ) -> dict[str, FileDigest]:
+        placed: dict[str, FileDigest] = {}
+        if change.shared.files:
+            incoming = f"{_INCOMING}/shared"
+            placed = dict(self.store.place(self._key(incoming), change.shared, on_copied))
+            for path in placed:
+                self.store.move(self._key(f"{incoming}/{path}"), self._key(path))
+        for path, digest in change.shared_restored.items():
+            self.store.copy_file(self._key(f"{_ASIDE}/{digest.sha256}"), self._key(path))
+            placed[path] = digest
+        return placed | dict(change.shared_kept)
+
+    def _record_of(
+        self,
+        change: Change,
+        files: Mapping[int, Mapping[str, FileDigest]],
+        shared: Mapping[str, FileDigest],
+    ) -> DeploymentRecord:
+        before = dict(change.base.versions) if change.base else {}
+        gone = change.replaced | change.doomed
+        versions = {number: seen for number, seen in before.items() if number not in gone}
+        config = change.entry.config.text if change.entry.config else ""
+        new = VersionRecord(change.source, {}, shared, config, _now(), WRITER)
+        for number, digests in files.items():
+            versions[number] = replace(new, files=digests)
+        if change.reuse is not None:
+            versions[change.reuse] = replace(new, files=before[change.reuse].files)
+        return DeploymentRecord(
+            name=self.name,
+            flavor=change.entry.flavor,
+            model_uri=change.source.uri,
+            triton_model_path=self.uri,
+            serving=change.serving or tuple(sorted(versions)),
+            versions=versions,
+        )
+
+    def commit(self, change: Change, record: DeploymentRecord) -> None:
+        """Make a staged and validated change the state that every later server start sees.
+
+        Raises:
+            StoreError: something could not be written. The change may have been committed: call
+                `recover`, which finishes or undoes it.
+        """
+        journal = self.journal() or Journal(operation="update")
+        committed = replace(
+            journal,
+            config_after=change.config.data if change.config else None,
+            record_after=record.to_bytes(),
+            doomed_versions=tuple(sorted(change.doomed)),
+            doomed_shared=change.shared_gone,
+        )
+        self._write_journal(committed)
+        self._finish(committed)
+
+    def begin_delete(self, holder: str) -> None:
+        """Note that the model is going to be deleted; nothing else changes."""
+        journal = self.journal()
+        if journal is None or journal.operation != "delete":
+            self._write_journal(Journal(operation="delete", holder=holder, since=_now()))
+
+    def remove(self) -> None:
+        """Remove the whole directory, the journal last: what remains is always recognised.
+
+        Raises:
+            StoreError: something could not be removed; the same call goes on where it stopped.
+        """
+        if not self.store.exists(self.name):
+            return
+        paths = {path.split("/")[0] for path in self.store.list_files(self.name)}
+        for path in sorted(paths | set(self.store.children(self.name))):
+            if path != OUR_DIRECTORY:
+                self.store.remove(self._key(path))
+        for path in self.store.children(self._key(OUR_DIRECTORY)) if paths else ():
+            self.store.remove(self._key(f"{OUR_DIRECTORY}/{path}"))
+        self.store.remove(self.name)
+
+    def recover(self) -> str | None:
+        """Finish or undo what an interrupted change left.
+
+        Returns:
+            `finished`, `undone`, or None where there was nothing to do.
+
+        Raises:
+            StoreError: something could not be written; the same call goes on where it stopped.
+        """
+        journal = self.journal()
+        if journal is None:
+            return None
+        if journal.operation == "delete":
+            self.remove()
+            return "finished"
+        if journal.record_after is not None:
+            self._finish(journal)
+            return "finished"
+        self._undo(journal)
+        return "undone"
+
+    def _finish(self, journal: Journal) -> None:
+        if journal.record_after is None:
+            raise ValueError("only a validated change can be finished")
+        if journal.config_after is None:
+            self.store.remove(self._key(CONFIG_FILENAME))
+        else:
+            self._write(CONFIG_FILENAME, journal.config_after)
+        self._write(RECORD_FILENAME, journal.record_after)
+        for version in journal.doomed_versions:
+            self.store.remove(self._key(str(version)))
+        for path in journal.doomed_shared:
+            self.store.remove(self._key(path))
+        self._clean(DeploymentRecord.parse(journal.record_after))
+
+    def _undo(self, journal: Journal) -> None:
+        if journal.created:
+            self.remove()
+            return
+        self._put_back_versions(journal)
+        self._put_back_shared(journal)
+        if journal.config_before is None:
+            self.store.remove(self._key(CONFIG_FILENAME))
+        else:
+            self._write(CONFIG_FILENAME, journal.config_before)
+        try:
+            self._clean(self.record())
+        except RecordError:
+            self._clean(None)
+
+    def _put_back_versions(self, journal: Journal) -> None:
+        for version in journal.new_versions:
+            if version not in journal.replaced_versions:
+                self.store.remove(self._key(str(version)))
+        for version in journal.replaced_versions:
+            kept = self._key(f"{_REPLACED}/{version}")
+            if self.store.exists(kept):  # else it was never moved away
+                self.store.remove(self._key(str(version)))
+                self.store.move(kept, self._key(str(version)))
+
+    def _put_back_shared(self, journal: Journal) -> None:
+        for path, sha256 in journal.shared_before.items():
+            kept = self._key(f"{_ASIDE}/{sha256}")
+            if self.store.exists(kept):  # else it was never touched
+                self.store.copy_file(kept, self._key(path))
+        for path in journal.shared_added:
+            self.store.remove(self._key(path))
+
+    def _clean(self, record: DeploymentRecord | None) -> None:
+        """Remove what the change set aside, but not what a kept version needs to come back."""
+        self.store.remove(self._key(_INCOMING))
+        self.store.remove(self._key(_REPLACED))
+        versions = record.versions.values() if record else ()
+        wanted = {digest.sha256 for seen in versions for digest in seen.shared.values()}
+        aside = self._key(_ASIDE)
+        kept = self.store.list_files(aside) if self.store.exists(aside) else {}
+        for sha256 in kept:
+            if sha256 not in wanted:
+                self.store.remove(f"{aside}/{sha256}")
+        self.store.remove(self._key(_JOURNAL))
+        if wanted.isdisjoint(kept):
+            self.store.remove(self._key(OUR_DIRECTORY))
+
+    def _write_journal(self, journal: Journal) -> None:
+        self._write(_JOURNAL, journal.to_bytes())
+
+    def _write(self, path: str, data: bytes) -> None:
+        """Write unless the content is there already: a file's time stamp means something."""
+        if self._read(path) != data:
+            self.store.write(self._key(path), data)
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

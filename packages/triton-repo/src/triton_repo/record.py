@@ -1,0 +1,212 @@
+"""The deployment record, `<model>/mlflow-meta.json`.
+
+It keeps the four keys that NVIDIA's plugin writes, so that deployments are recognised both ways.
+That plugin reads the file with `ast.literal_eval`: the record therefore holds no null, true or
+false; what is unknown is left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from triton_repo.errors import TritonRepoError
+
+__all__ = [
+    "RECORD_FILENAME",
+    "SCHEMA_VERSION",
+    "DeploymentRecord",
+    "FileDigest",
+    "RecordError",
+    "Source",
+    "VersionRecord",
+]
+
+RECORD_FILENAME = "mlflow-meta.json"
+SCHEMA_VERSION = 1
+
+
+class RecordError(TritonRepoError, ValueError):
+    """mlflow-meta.json is not a deployment record."""
+
+
+@dataclass(frozen=True)
+class FileDigest:
+    """What a placed file was."""
+
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a version came from, resolved as far as it can be.
+
+    Attributes:
+        uri: the URI the user gave.
+        concrete_uri: one that will always mean the same model: `models:/name/7`, `models:/m-…`,
+            `runs:/…` or a location.
+        registered_name: the registered model, if there is one.
+        registered_version: its version in the registry, if there is one.
+        alias: the alias asked for (`champion` in `models:/name@champion`), if one was.
+        run_id: the run that logged it, if known.
+        model_id: MLflow 3's `m-…`, or the older `model_uuid`, if known.
+    """
+
+    uri: str
+    concrete_uri: str
+    registered_name: str = ""
+    registered_version: int = 0
+    alias: str = ""
+    run_id: str = ""
+    model_id: str = ""
+
+    def same_model(self, other: Source) -> bool:
+        """Whether both are certainly one logged model: the same id, under the same address."""
+        return (
+            bool(self.model_id)
+            and self.model_id == other.model_id
+            and self.registered_name == other.registered_name
+            and self.registered_version == other.registered_version
+        )
+
+
+@dataclass(frozen=True)
+class VersionRecord:
+    """One version directory on disk.
+
+    Attributes:
+        source: where it came from.
+        files: every file in the version directory, by its path in it.
+        shared: every file beside config.pbtxt that this version was placed with.
+        config: its config.pbtxt before any pin; empty where it has none.
+        placed_at: when, ISO 8601 in UTC.
+        placed_by: which package and version wrote it.
+    """
+
+    source: Source
+    files: Mapping[str, FileDigest]
+    shared: Mapping[str, FileDigest] = field(default_factory=dict)
+    config: str = ""
+    placed_at: str = ""
+    placed_by: str = ""
+
+
+@dataclass(frozen=True)
+class DeploymentRecord:
+    """What is deployed under one name.
+
+    Attributes:
+        name: the deployment.
+        flavor: of the version that serves.
+        model_uri: as the user gave it, for the version that serves.
+        triton_model_path: where the model stands, as NVIDIA's plugin writes it.
+        serving: versions that serve. Empty in a record of NVIDIA's plugin.
+        versions: every version on disk that was placed by us, by number.
+    """
+
+    name: str
+    flavor: str
+    model_uri: str
+    triton_model_path: str
+    serving: tuple[int, ...] = ()
+    versions: Mapping[int, VersionRecord] = field(default_factory=dict)
+
+    def without(self, versions: set[int]) -> DeploymentRecord:
+        """The same record once these version directories are gone."""
+        kept = {number: seen for number, seen in self.versions.items() if number not in versions}
+        return replace(self, versions=kept)
+
+    def to_bytes(self) -> bytes:
+        """The file's content."""
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "name": self.name,
+            "triton_model_path": self.triton_model_path,
+            "mlflow_model_uri": self.model_uri,
+            "flavor": self.flavor,
+            "serving": list(self.serving),
+            "versions": {
+                str(number): _version_document(version)
+                for number, version in sorted(self.versions.items())
+            },
+        }
+        return (json.dumps(document, indent=2) + "\n").encode("ascii")
+
+    @classmethod
+    def parse(cls, data: bytes, *, where: str = RECORD_FILENAME) -> DeploymentRecord:
+        """Read a record, ours or one of NVIDIA's plugin.
+
+        Raises:
+            RecordError: it is neither, or a later release wrote it.
+        """
+        try:
+            document = json.loads(data)
+        except ValueError as exc:
+            raise RecordError(f"{where} is not JSON: {exc}") from exc
+        if not isinstance(document, Mapping) or not isinstance(document.get("name"), str):
+            raise RecordError(f"{where} is not a deployment record: it has no name")
+        schema_version = document.get("schema_version", 0)
+        if not isinstance(schema_version, int) or schema_version > SCHEMA_VERSION:
+            raise RecordError(
+                f"{where} has schema version {schema_version!r}, this release reads up to "
+                f"{SCHEMA_VERSION}; upgrade triton-repo"
+            )
+        try:
+            return cls(
+                name=document["name"],
+                flavor=_text(document, "flavor"),
+                model_uri=_text(document, "mlflow_model_uri"),
+                triton_model_path=_text(document, "triton_model_path"),
+                serving=tuple(int(number) for number in document.get("serving", ())),
+                versions={
+                    int(number): _parse_version(version)
+                    for number, version in document.get("versions", {}).items()
+                },
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as exc:
+            raise RecordError(f"{where} is damaged: {type(exc).__name__} {exc}") from exc
+
+
+def _version_document(version: VersionRecord) -> dict[str, Any]:
+    source = {key: value for key, value in vars(version.source).items() if value}
+    return {
+        "source": source,
+        "files": _digests_document(version.files),
+        "shared": _digests_document(version.shared),
+        "config": version.config,
+        "placed_at": version.placed_at,
+        "placed_by": version.placed_by,
+    }
+
+
+def _digests_document(digests: Mapping[str, FileDigest]) -> dict[str, Any]:
+    return {
+        path: {"size_bytes": digest.size_bytes, "sha256": digest.sha256}
+        for path, digest in sorted(digests.items())
+    }
+
+
+def _parse_version(document: Mapping[str, Any]) -> VersionRecord:
+    return VersionRecord(
+        source=Source(**document["source"]),
+        files=_parse_digests(document["files"]),
+        shared=_parse_digests(document["shared"]),
+        config=_text(document, "config"),
+        placed_at=_text(document, "placed_at"),
+        placed_by=_text(document, "placed_by"),
+    )
+
+
+def _parse_digests(document: Mapping[str, Any]) -> dict[str, FileDigest]:
+    return {
+        path: FileDigest(int(digest["size_bytes"]), str(digest["sha256"]))
+        for path, digest in document.items()
+    }
+
+
+def _text(document: Mapping[str, Any], key: str) -> str:
+    value = document.get(key, "")
+    return value if isinstance(value, str) else ""

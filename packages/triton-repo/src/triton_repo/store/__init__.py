@@ -1,0 +1,116 @@
+"""Where model repositories live: one protocol, one function that opens what an address names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import unquote, urlsplit
+
+from triton_repo.errors import StoreError
+from triton_repo.store._local import LocalStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
+
+    from triton_repo.entry import Tree
+    from triton_repo.record import FileDigest
+
+__all__ = ["LocalStore", "Store", "open_store"]
+
+
+class Store(Protocol):
+    """A model repository: files under `/`-separated keys, such as `resnet/7/model.onnx`.
+
+    Every method raises `StoreError` or one of its subclasses: `ObjectNotFoundError` where a key to
+    read is missing, `StoreAccessError` where we are not let, `StoreUnavailableError` where the
+    repository is out of reach or full. Keys are whole path segments: `resnet` never means
+    `resnet2`.
+    """
+
+    @property
+    def uri(self) -> str:
+        """How messages name the repository; never with credentials."""
+
+    def check(self) -> None:
+        """Make sure that the repository exists and can be written."""
+
+    def children(self, key: str) -> list[str]:
+        """Names of the directories right below `key` (`""`: the root), sorted."""
+
+    def list_files(self, key: str) -> dict[str, int]:
+        """Every file below `key`, by its path relative to it, with its size in bytes."""
+
+    def exists(self, key: str) -> bool:
+        """Whether there is a file or directory at `key`."""
+
+    def read(self, key: str) -> bytes:
+        """A whole small file."""
+
+    def digest(self, key: str) -> FileDigest:
+        """Size and sha256 of a file."""
+
+    def write(self, key: str, data: bytes) -> None:
+        """Put a small file; a reader sees the old content or the new one, never a part."""
+
+    def place(
+        self, key: str, tree: Tree, on_copied: Callable[[int], None] | None = None
+    ) -> Mapping[str, FileDigest]:
+        """Copy a tree to the new directory `key`.
+
+        Where the store can rename, the directory appears whole; elsewhere its files appear one
+        after another.
+
+        Args:
+            key: a directory that is not there yet.
+            tree: what to copy.
+            on_copied: called with the number of bytes after each piece.
+
+        Returns:
+            The digest of every file, by its path in the tree.
+        """
+
+    def move(self, key: str, to: str) -> None:
+        """Move a file (over another) or a directory (to where nothing is)."""
+
+    def copy_file(self, key: str, to: str) -> None:
+        """Put the same content at `to`, without moving bytes where the store can avoid it."""
+
+    def remove(self, key: str) -> None:
+        """Remove a file or a whole directory; what is not there is fine."""
+
+    def lock(self, key: str, holder: str) -> AbstractContextManager[None]:
+        """Hold the one writer's place for `key`.
+
+        Args:
+            key: what is going to be written.
+            holder: who asks, for the message that others get.
+
+        Raises:
+            LockedError: somebody else holds it.
+        """
+
+
+def open_store(address: str) -> Store:
+    """Open the repository that TRITON_MODEL_REPO names.
+
+    Args:
+        address: a path or a `file://` URI.
+
+    Raises:
+        StoreError: the address is of a kind that is not served.
+    """
+    parts = urlsplit(address)
+    if len(parts.scheme) < 2:  # noqa: PLR2004 - no scheme
+        return LocalStore(Path(address))
+    if parts.scheme == "file":
+        if parts.netloc not in ("", "localhost"):
+            raise StoreError(
+                f"{address} names the host {parts.netloc!r}; use file:///…", uri=address
+            )
+        return LocalStore(Path(unquote(parts.path)))
+    raise StoreError(
+        f"model repositories at {parts.scheme}:// cannot be written yet; "
+        "use a directory that Triton also reads",
+        uri=address,
+    )

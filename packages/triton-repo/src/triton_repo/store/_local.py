@@ -1,0 +1,281 @@
+"""A model repository in a directory.
+
+What the file system must give for the promises to hold: `rename` that replaces atomically, and
+`fsync` that means it (ext4, XFS, Btrfs, ZFS do; some network file systems do not).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import uuid
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from triton_repo.errors import (
+    LockedError,
+    ObjectNotFoundError,
+    StoreAccessError,
+    StoreError,
+    StoreUnavailableError,
+)
+from triton_repo.store._copy import copy_file, digest_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from triton_repo.entry import Tree
+    from triton_repo.record import FileDigest
+
+__all__ = ["LocalStore"]
+
+_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_MISSING = {errno.ENOENT, errno.ENOTDIR}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class LocalStore:
+    """See `Store`.
+
+    Staging areas are dotted directories inside a model's own directory: at the root Triton would
+    take them for models, and a name such as `3.tmp` for version 3.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.expanduser().absolute()
+
+    @property
+    def uri(self) -> str:
+        return str(self.root)
+
+    def _path(self, key: str) -> Path:
+        return self.root / key if key else self.root
+
+    def check(self) -> None:
+        if not self.root.is_dir():
+            what = "is not a directory" if self.root.exists() else "does not exist"
+            raise StoreAccessError(
+                f"the model repository {self.root} {what}; TRITON_MODEL_REPO must name the "
+                "directory that Triton was started with (--model-repository)",
+                uri=self.uri,
+            )
+        if not os.access(self.root, os.R_OK | os.W_OK | os.X_OK):
+            raise StoreAccessError(
+                f"the model repository {self.root} cannot be written by this user; "
+                "change its permissions or the user",
+                uri=self.uri,
+            )
+
+    def children(self, key: str) -> list[str]:
+        with self._translated(key), os.scandir(self._path(key)) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir())
+
+    def list_files(self, key: str) -> dict[str, int]:
+        start = self._path(key)
+        found: dict[str, int] = {}
+        with self._translated(key):
+            for directory, _, names in os.walk(start, onerror=_raise):
+                for name in names:
+                    path = Path(directory, name)
+                    found[path.relative_to(start).as_posix()] = path.lstat().st_size
+        return found
+
+    def exists(self, key: str) -> bool:
+        return os.path.lexists(self._path(key))
+
+    def read(self, key: str) -> bytes:
+        with self._translated(key):
+            return self._path(key).read_bytes()
+
+    def digest(self, key: str) -> FileDigest:
+        with self._translated(key):
+            return digest_file(self._path(key))
+
+    def write(self, key: str, data: bytes) -> None:
+        path = self._path(key)
+        # a name of its own: two writers never share a temporary file
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        with self._translated(key):
+            self._make_directories(path.parent)
+            try:
+                with temporary.open("xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
+            _flush_directory(path.parent)
+
+    def place(
+        self, key: str, tree: Tree, on_copied: Callable[[int], None] | None = None
+    ) -> dict[str, FileDigest]:
+        target = self._path(key)
+        # leading dot: Triton would read "3.tmp" as version 3
+        staging = target.with_name(f".staging-{target.name}-{uuid.uuid4().hex[:8]}")
+        with self._translated(key):
+            self._make_directories(target.parent)
+            try:
+                digests = _fill(staging, tree, on_copied)
+                staging.rename(target)  # refused where a directory with files is there already
+            except BaseException:
+                shutil.rmtree(staging, ignore_errors=True)
+                raise
+            _flush_directory(target.parent)
+        return digests
+
+    def move(self, key: str, to: str) -> None:
+        source, target = self._path(key), self._path(to)
+        with self._translated(key):
+            self._make_directories(target.parent)
+            source.rename(target)
+            _flush_directory(target.parent)
+            _flush_directory(source.parent)
+
+    def copy_file(self, key: str, to: str) -> None:
+        source, target = self._path(key), self._path(to)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        with self._translated(key):
+            self._make_directories(target.parent)
+            try:
+                copy_file(source, temporary)
+                temporary.replace(target)
+            finally:
+                temporary.unlink(missing_ok=True)
+            _flush_directory(target.parent)
+
+    def remove(self, key: str) -> None:
+        path = self._path(key)
+        with self._translated(key):
+            if path.is_dir() and not path.is_symlink():
+                trash = path.with_name(f".trash-{uuid.uuid4().hex[:8]}")
+                if path.parent == self.root:  # at the root a trash directory would be a model
+                    trash = path
+                else:
+                    path.rename(trash)  # gone at once, not file by file
+                shutil.rmtree(trash)
+            else:
+                path.unlink(missing_ok=True)
+            if path.parent.is_dir():
+                _flush_directory(path.parent)
+
+    @contextmanager
+    def lock(self, key: str, holder: str) -> Iterator[None]:
+        path = self._path(key)
+        with self._translated(key):
+            self._make_directories(path.parent)
+            descriptor = _open_locked(path)
+        try:
+            if descriptor is None:
+                raise _locked_error(key, path)
+            since = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            os.pwrite(descriptor, json.dumps({"holder": holder, "since": since}).encode(), 0)
+            yield
+        finally:
+            if descriptor is not None:
+                # still locked while it is unlinked: nobody can take a file that is going away
+                path.unlink(missing_ok=True)
+                os.close(descriptor)
+
+    def _make_directories(self, directory: Path) -> None:
+        """Make `directory` below the root; the root itself must be there."""
+        if directory == self.root or directory.is_dir():
+            return
+        self._make_directories(directory.parent)
+        directory.mkdir(exist_ok=True)
+        _flush_directory(directory.parent)
+
+    @contextmanager
+    def _translated(self, key: str) -> Iterator[None]:
+        """Turn an OSError into the store's own error, naming the file."""
+        try:
+            yield
+        except OSError as exc:
+            raise self._error(exc, key) from exc
+
+    def _error(self, exc: OSError, key: str) -> StoreError:
+        where = exc.filename or self._path(key)
+        what = exc.strerror or str(exc)
+        if exc.errno in _MISSING:
+            return ObjectNotFoundError(f"{where}: {what}", uri=self.uri, key=key)
+        if exc.errno in _DENIED:
+            return StoreAccessError(
+                f"{where}: {what}; this user must be able to write the model repository",
+                uri=self.uri,
+                key=key,
+            )
+        if exc.errno in _FULL:
+            return StoreUnavailableError(
+                f"{where}: {what}; make room in {self.root} and run the command again",
+                uri=self.uri,
+                key=key,
+            )
+        return StoreUnavailableError(f"{where}: {what}", uri=self.uri, key=key)
+
+
+def _raise(exc: OSError) -> None:
+    raise exc
+
+
+def _fill(
+    staging: Path, tree: Tree, on_copied: Callable[[int], None] | None
+) -> dict[str, FileDigest]:
+    staging.mkdir()
+    made = {staging}
+    digests: dict[str, FileDigest] = {}
+    for file in tree.files:
+        target = staging / file.path
+        if target.parent not in made:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            made.update(parent for parent in target.parents if staging in parent.parents)
+        digests[str(file.path)] = copy_file(file.source, target, on_copied)
+    for path in tree.empty_directories:
+        (staging / path).mkdir(parents=True, exist_ok=True)
+    for directory in made:
+        _flush_directory(directory)
+    return digests
+
+
+def _flush_directory(directory: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as exc:
+        if exc.errno not in (errno.EINVAL, errno.EBADF):  # file systems without directory fsync
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _open_locked(path: Path) -> int | None:
+    """The lock file, held; None where somebody else holds it."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+            return descriptor
+        os.close(descriptor)  # its last holder unlinked it in between: take the new one
+
+
+def _locked_error(key: str, path: Path) -> LockedError:
+    try:
+        seen = json.loads(path.read_bytes())
+        holder, since = str(seen["holder"]), str(seen["since"])
+    except (OSError, ValueError, KeyError, TypeError):
+        holder, since = "another process", "a moment ago"
+    name = key.split(".mlflow-triton", maxsplit=1)[0].strip(".")
+    return LockedError(
+        f"{name} is being changed by {holder} since {since}; try again when it is done",
+        holder=holder,
+        since=since,
+    )
