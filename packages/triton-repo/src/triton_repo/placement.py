@@ -324,8 +324,11 @@ class ModelPlace:
         new = VersionRecord(change.source, {}, shared, config, _now(), WRITER)
         for number, digests in files.items():
             versions[number] = replace(new, files=digests)
-        if change.reuse is not None:
-            versions[change.reuse] = replace(new, files=before[change.reuse].files)
+        if change.reuse is not None:  # its bytes are as old as they were
+            seen = before[change.reuse]
+            versions[change.reuse] = replace(
+                seen, source=change.source, shared=shared, config=config, placed_by=WRITER
+            )
         return DeploymentRecord(
             name=self.name,
             flavor=change.entry.flavor,

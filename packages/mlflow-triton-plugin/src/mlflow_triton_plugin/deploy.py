@@ -1,0 +1,291 @@
+"""create, update, delete: the way of a model from its URI to a server that serves it.
+
+```
+resolve → fetch → convert → plan → stage → load, pinned → commit
+```
+
+Until the commit nothing has changed for anyone: a failure on the way puts everything back.
+"""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import os
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mlflow_triton_plugin.errors import TritonServerError
+from mlflow_triton_plugin.fetch import fetched, resolve
+from mlflow_triton_plugin.progress import copying
+from triton_repo.change import Change, plan_change, plan_return
+from triton_repo.entry import check_name
+from triton_repo.errors import DeploymentExistsError, DeploymentNotFoundError, TritonRepoError
+from triton_repo.flavors import choose_flavor, convert
+from triton_repo.placement import ModelPlace, PlaceState
+
+if TYPE_CHECKING:
+    from mlflow_triton_plugin.fetch import ResolvedModel
+    from mlflow_triton_plugin.server import TritonServers
+    from mlflow_triton_plugin.settings import Options
+    from triton_repo.record import DeploymentRecord
+    from triton_repo.store import Store
+
+__all__ = ["Deployer"]
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Deployer:
+    """Deploys to one model repository and the servers that read it."""
+
+    store: Store
+    servers: TritonServers
+
+    # -- the three commands -------------------------------------------------------------------
+
+    def create(
+        self, name: str, model_uri: str, flavor: str | None, options: Options
+    ) -> DeploymentRecord:
+        """Deploy a model under a new name.
+
+        A deployment of that name that does not serve is deployed anew; an interrupted one is
+        finished.
+
+        Returns:
+            The committed record.
+
+        Raises:
+            DeploymentExistsError: the name is taken.
+            TritonRepoError, TritonServerError, MlflowException: nothing was changed.
+        """
+        place = ModelPlace(self.store, check_name(name))
+        self._check()
+        with place.lock(holder()):
+            recovered = self._recover(place)
+            base = self._base_of_create(place, options, recovered=recovered)
+            model = resolve(model_uri)
+            return self._deploy(place, base, model, flavor, options, operation="create")
+
+    def update(
+        self, name: str, model_uri: str | None, flavor: str | None, options: Options
+    ) -> DeploymentRecord:
+        """Serve another model, or another version, under a deployed name.
+
+        Without `model_uri` what is deployed is loaded again.
+
+        Returns:
+            The committed record.
+
+        Raises:
+            DeploymentNotFoundError: there is no such deployment.
+            TritonRepoError, TritonServerError, MlflowException: the old version still serves.
+        """
+        place = ModelPlace(self.store, check_name(name))
+        self._check()
+        with place.lock(holder()):
+            self._recover(place)
+            if place.state() is not PlaceState.DEPLOYED:
+                raise _not_deployed(place)
+            base = self._stock(place)
+            model = resolve(model_uri or _uri_of(base))
+            version = _kept_version(base, model)
+            if version is not None and flavor in (None, base.flavor):
+                change = plan_return(
+                    base, version, source=model.source, keep_versions=options.keep_versions
+                )
+                return self._apply(place, change, options, operation="update")
+            return self._deploy(place, base, model, flavor, options, operation="update")
+
+    def delete(self, name: str, options: Options) -> bool:
+        """Unload a deployment and remove it whole; what is not there is fine.
+
+        Returns:
+            Whether there was anything to delete.
+
+        Raises:
+            DeploymentExistsError: a directory of that name was not deployed by MLflow.
+            TritonRepoError, TritonServerError: the same command goes on where this one stopped.
+        """
+        place = ModelPlace(self.store, check_name(name))
+        self._check()
+        with place.lock(holder()):
+            state = place.state()
+            if state is PlaceState.ABSENT:
+                return False
+            if state is PlaceState.FOREIGN:
+                raise _foreign(place, "remove its directory by hand if nobody needs it")
+            place.begin_delete(holder())
+            self.servers.unload(name, timeout_s=options.load_timeout_s)
+            place.remove()
+            return True
+
+    # -- the steps ----------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        self.store.check()
+        self.servers.check()
+
+    def _recover(self, place: ModelPlace) -> bool:
+        """Finish or undo what an interrupted command left; whether there was anything."""
+        outcome = place.recover()
+        if outcome is not None:
+            _logger.warning("an interrupted change of %s was %s", place.uri, outcome)
+        return outcome is not None
+
+    def _base_of_create(
+        self, place: ModelPlace, options: Options, *, recovered: bool
+    ) -> DeploymentRecord | None:
+        state = place.state()
+        if state is PlaceState.ABSENT:
+            return None
+        if state is PlaceState.FOREIGN:
+            if options.on_conflict == "fail":
+                raise _foreign(
+                    place,
+                    "-C on_conflict=adopt keeps its versions beside the new one, "
+                    "on_conflict=replace removes it",
+                )
+            return place.take_stock()
+        if not recovered and self._serves(place):
+            raise DeploymentExistsError(
+                f"{place.name} is deployed already; update it, delete it, or choose another name",
+                name=place.name,
+            )
+        return self._stock(place)
+
+    def _serves(self, place: ModelPlace) -> bool:
+        states = self.servers.states(place.name).get(place.name, [])
+        return any(state.state == "READY" for state in states)
+
+    def _stock(self, place: ModelPlace) -> DeploymentRecord:
+        """The record, completed by reading what it does not know of: NVIDIA's plugin's, say."""
+        try:
+            record = place.record()
+        except TritonRepoError as exc:
+            _logger.warning("%s; reading the directory instead", exc)
+            return place.take_stock()
+        on_disk = set(place.versions())
+        if record is not None and record.serving and set(record.versions) == on_disk:
+            return record
+        return place.take_stock()
+
+    def _deploy(
+        self,
+        place: ModelPlace,
+        base: DeploymentRecord | None,
+        model: ResolvedModel,
+        flavor: str | None,
+        options: Options,
+        *,
+        operation: str,
+    ) -> DeploymentRecord:
+        wanted = model.source.registered_version
+        with fetched(model) as artifact:
+            entry = convert(
+                artifact,
+                flavor=choose_flavor(artifact, flavor),
+                name=place.name,
+                version=wanted or 1,
+            )
+            change = plan_change(
+                entry,
+                model.source,
+                base=base,
+                wanted_version=wanted,
+                keep_versions=options.keep_versions,
+                keep_base=options.on_conflict != "replace",
+            )
+            return self._apply(place, change, options, operation=operation)
+
+    def _apply(
+        self, place: ModelPlace, change: Change, options: Options, *, operation: str
+    ) -> DeploymentRecord:
+        """Stage, validate, commit; or put everything back."""
+        try:
+            with copying(place.name, change.size_bytes) as on_copied:
+                record = place.stage(
+                    change, operation=operation, holder=holder(), on_copied=on_copied
+                )
+            self.servers.load(
+                place.name,
+                config=change.load_config.to_json() if change.load_config else None,
+                versions=change.serving,
+                timeout_s=options.load_timeout_s,
+            )
+            place.commit(change, record)
+        except BaseException:  # Ctrl-C too: what was begun is put back before it goes on
+            self._put_back(place, change)
+            raise
+        return record
+
+    def _put_back(self, place: ModelPlace, change: Change) -> None:
+        try:
+            if place.recover() == "finished":
+                return
+        except TritonRepoError as exc:
+            _logger.warning("%s could not be put back: %s; run the command again", place.uri, exc)
+            return
+        try:
+            self._reload(place, change)
+        except TritonServerError as exc:
+            _logger.warning("%s was put back on disk, not on the server: %s", place.uri, exc)
+
+    def _reload(self, place: ModelPlace, change: Change) -> None:
+        """Make the servers forget the failed version; what was READY serves all the while."""
+        server_side = self.servers
+        if change.base is None:
+            server_side.unload(place.name, timeout_s=_PUT_BACK_TIMEOUT_S)
+        elif place.state() is PlaceState.DEPLOYED or self._serves(place):
+            server_side.load(place.name, config=None, versions=(), timeout_s=_PUT_BACK_TIMEOUT_S)
+
+
+#: Putting back is worth waiting for, but not as long as the load that failed.
+_PUT_BACK_TIMEOUT_S = 60.0
+
+
+def holder() -> str:
+    """Who this is, for the people whom a lock keeps out."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container without a passwd entry
+        user = f"uid {os.getuid()}"
+    return f"{user}@{socket.gethostname()} (process {os.getpid()})"
+
+
+def _kept_version(base: DeploymentRecord, model: ResolvedModel) -> int | None:
+    """A version on disk that is certainly the model asked for, and not the one that serves.
+
+    What serves is fetched and compared instead: its config.pbtxt may have been logged since.
+    """
+    for number, seen in base.versions.items():
+        if number not in base.serving and seen.source.same_model(model.source):
+            return number
+    return None
+
+
+def _uri_of(base: DeploymentRecord) -> str:
+    for number in base.serving:
+        if number in base.versions and base.versions[number].source.concrete_uri:
+            return base.versions[number].source.concrete_uri
+    return base.model_uri
+
+
+def _not_deployed(place: ModelPlace) -> DeploymentNotFoundError:
+    if place.state() is PlaceState.FOREIGN:
+        hint = (
+            "its directory is there, but was not deployed by MLflow; create adopts or replaces it"
+        )
+    else:
+        hint = "create it first"
+    return DeploymentNotFoundError(
+        f"no deployment {place.name} in {place.store.uri}: {hint}", name=place.name
+    )
+
+
+def _foreign(place: ModelPlace, hint: str) -> DeploymentExistsError:
+    return DeploymentExistsError(
+        f"{place.uri} is there and was not deployed by MLflow; {hint}", name=place.name
+    )

@@ -1,0 +1,122 @@
+"""list and get: the records in the repository, joined with what the servers say."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+from triton_repo.entry import check_name
+from triton_repo.errors import DeploymentNotFoundError, InvalidNameError, TritonRepoError
+from triton_repo.placement import ModelPlace, PlaceState
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mlflow_triton_plugin.server import ModelState, TritonServers
+    from triton_repo.record import DeploymentRecord, VersionRecord
+    from triton_repo.store import Store
+
+__all__ = ["get_deployment", "list_deployments"]
+
+_OURS = (PlaceState.DEPLOYED, PlaceState.INTERRUPTED)
+
+
+def list_deployments(store: Store, servers: TritonServers) -> list[dict[str, Any]]:
+    """Every deployment of a repository, whatever its state; other models are left out.
+
+    Raises:
+        StoreError, TritonServerError: the repository or a server cannot be asked.
+    """
+    states = servers.states()
+    found = []
+    for name in store.children(""):
+        try:
+            place = ModelPlace(store, check_name(name))
+        except InvalidNameError:  # not a name we would have given
+            continue
+        if place.state() in _OURS:
+            found.append(_describe(place, states.get(name, []), len(servers)))
+    return found
+
+
+def get_deployment(store: Store, servers: TritonServers, name: str) -> dict[str, Any]:
+    """One deployment.
+
+    Raises:
+        DeploymentNotFoundError: there is none of that name.
+    """
+    place = ModelPlace(store, check_name(name))
+    if place.state() not in _OURS:
+        raise DeploymentNotFoundError(
+            f"no deployment {name} in {store.uri}; list shows those that are there", name=name
+        )
+    return _describe(place, servers.states(name).get(name, []), len(servers))
+
+
+def _describe(place: ModelPlace, states: Sequence[ModelState], servers: int) -> dict[str, Any]:
+    try:
+        record = place.record()
+        trouble = ""
+    except TritonRepoError as exc:
+        record, trouble = None, str(exc)
+    state, reason = _state(place, record, states, servers)
+    described: dict[str, Any] = {
+        "name": str(place.name),
+        "flavor": record.flavor if record else "",
+        "triton_model_path": record.triton_model_path if record else place.uri,
+        "mlflow_model_uri": record.model_uri if record else "",
+        "state": state,
+        "reason": trouble or reason,
+        "served_versions": sorted({int(each.version) for each in states if each.state == "READY"}),
+        "versions": {
+            number: _version(record.versions.get(number) if record else None)
+            for number in place.versions()
+        },
+    }
+    return described
+
+
+def _state(
+    place: ModelPlace,
+    record: DeploymentRecord | None,
+    states: Sequence[ModelState],
+    servers: int,
+) -> tuple[str, str]:
+    """The deployment's state and, where it is not READY, why."""
+    journal = place.journal()
+    if journal is not None:
+        return "INTERRUPTED", (
+            f"{journal.operation} by {journal.holder} since {journal.since} is under way or was "
+            f"interrupted; if it was, {journal.operation} again, or delete"
+        )
+    wanted = set(record.serving) if record and record.serving else set()
+    ready = [each for each in states if each.state == "READY"]
+    seen = {int(each.version) for each in ready}
+    if ready and wanted <= seen and len(ready) >= servers * max(1, len(wanted)):
+        return "READY", ""
+    relevant = [each for each in states if not wanted or int(each.version) in wanted]
+    for each in sorted(relevant, key=lambda each: each.state == "READY"):
+        if each.state != "READY" and each.reason != "unloaded":
+            return each.state, each.reason
+    if ready:
+        return "PARTLY_READY", "not every server or version is ready; update loads it again"
+    return "NOT_LOADED", (
+        "the server has not loaded it (a server in explicit mode starts empty); "
+        "update or create loads it"
+    )
+
+
+def _version(version: VersionRecord | None) -> dict[str, Any]:
+    if version is None:
+        return {"source": "", "digest": "", "placed_at": ""}
+    return {
+        "source": version.source.concrete_uri,
+        "digest": _digest(version),
+        "placed_at": version.placed_at,
+    }
+
+
+def _digest(version: VersionRecord) -> str:
+    """One sha256 over the digests of all the files of a version."""
+    lines = "".join(f"{seen.sha256}  {path}\n" for path, seen in sorted(version.files.items()))
+    return f"sha256:{hashlib.sha256(lines.encode('utf-8', 'surrogateescape')).hexdigest()}"

@@ -1,0 +1,208 @@
+"""Model URI → concrete source → artifact on this machine. The only door to MLflow's artifacts.
+
+What lies on a local disk is read where it is and never touched: `download_artifacts` would return
+the same live directory, and write `registered_model_meta` into it.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import mlflow
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
+from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
+from mlflow.store.artifact.utils.models import get_model_name_and_version
+from mlflow.utils.file_utils import local_file_uri_to_path
+from mlflow.utils.uri import is_local_uri
+
+from triton_repo.artifact import MLMODEL_FILENAME, ModelArtifact
+from triton_repo.config import CONFIG_FILENAME
+from triton_repo.errors import ArtifactError
+from triton_repo.record import Source
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["ResolvedModel", "fetched", "resolve"]
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model URI, resolved as far as the tracking server and the registry can.
+
+    Attributes:
+        source: what the record will say.
+        location: where the artifacts lie.
+        beside: where artifacts that were logged beside the model may lie, or an empty string:
+            `log_artifact("config.pbtxt", "triton")` on MLflow 3 puts them into the run, which is
+            no longer where the model is.
+    """
+
+    source: Source
+    location: str
+    beside: str = ""
+
+
+def resolve(model_uri: str) -> ResolvedModel:
+    """Find out which model a URI means now.
+
+    Args:
+        model_uri: `models:/name/7`, `models:/name@alias`, `models:/name/latest`, `models:/m-…`,
+            `runs:/…`, a path, or any location MLflow has an artifact repository for.
+
+    Raises:
+        MlflowException: MLflow knows no such model, or cannot be asked.
+    """
+    scheme = urlsplit(model_uri).scheme
+    if scheme == "models":
+        return _resolve_models_uri(model_uri)
+    if scheme == "runs":
+        return _resolve_runs_uri(model_uri)
+    if is_local_uri(model_uri):
+        location = str(Path(local_file_uri_to_path(model_uri)).absolute())
+        return ResolvedModel(Source(model_uri, location), location)
+    return ResolvedModel(Source(model_uri, model_uri), model_uri)
+
+
+def _resolve_models_uri(model_uri: str) -> ResolvedModel:
+    client = mlflow.MlflowClient()
+    base_uri, below = ModelsArtifactRepository.split_models_uri(model_uri)
+    found = get_model_name_and_version(client, base_uri)
+    if len(found) == 1:
+        model = client.get_logged_model(found[0])
+        source = Source(model_uri, f"models:/{found[0]}", run_id=model.source_run_id or "")
+        source = replace(source, model_id=found[0])
+        return ResolvedModel(source, _below(model.artifact_location, below), _beside(client, model))
+    name, version = found
+    registered = client.get_model_version(name, version)
+    model_id = _model_id(registered)
+    source = Source(
+        uri=model_uri,
+        concrete_uri=f"models:/{name}/{version}",
+        registered_name=name,
+        registered_version=int(version),
+        alias=base_uri.rpartition("@")[2] if "@" in base_uri else "",
+        run_id=registered.run_id or "",
+        # Without a model id the registry's own source tells two models apart.
+        model_id=model_id or registered.source or "",
+    )
+    beside = _beside(client, client.get_logged_model(model_id)) if model_id else ""
+    location = client.get_model_version_download_uri(name, version)
+    return ResolvedModel(source, _below(location, below), beside)
+
+
+def _model_id(registered: Any) -> str:
+    """MLflow 3's id of a registered version; in some releases only `source` has it."""
+    source = registered.source or ""
+    if source.startswith("models:/m-"):
+        return str(source).removeprefix("models:/")
+    return getattr(registered, "model_id", None) or ""
+
+
+def _resolve_runs_uri(model_uri: str) -> ResolvedModel:
+    run_id, path = RunsArtifactRepository.parse_runs_uri(model_uri)
+    client = mlflow.MlflowClient()
+    model = _logged_model(client, run_id, path or "")
+    if model is not None:
+        source = Source(model_uri, f"models:/{model.model_id}", run_id=run_id)
+        source = replace(source, model_id=model.model_id)
+        return ResolvedModel(source, model.artifact_location, _beside(client, model))
+    location = RunsArtifactRepository.get_underlying_uri(model_uri)
+    return ResolvedModel(Source(model_uri, model_uri, run_id=run_id), location)
+
+
+def _logged_model(client: Any, run_id: str, name: str) -> Any | None:
+    """The youngest model that a run logged under a name; None where the run itself holds it."""
+    if not name or not hasattr(client, "search_logged_models"):  # MLflow 2
+        return None
+    experiment_id = client.get_run(run_id).info.experiment_id
+    token = None
+    while True:
+        page = client.search_logged_models(
+            [experiment_id], filter_string=f"source_run_id = '{run_id}'", page_token=token
+        )
+        for model in page:
+            if model.name == name:
+                return model
+        token = page.token
+        if not token:
+            return None
+
+
+def _beside(client: Any, model: Any) -> str:
+    if not model.source_run_id or not model.name:
+        return ""
+    try:
+        root = client.get_run(model.source_run_id).info.artifact_uri
+    except MlflowException:  # the run was deleted; the model was not
+        return ""
+    return _below(root, model.name)
+
+
+def _below(location: str, path: str) -> str:
+    return f"{location.rstrip('/')}/{path}" if path else location
+
+
+@contextmanager
+def fetched(model: ResolvedModel) -> Iterator[ModelArtifact]:
+    """Have the model on this machine for as long as the block lasts.
+
+    Raises:
+        ArtifactError: there is no model at its location, or it is not whole.
+        MlflowException: it cannot be downloaded.
+    """
+    with tempfile.TemporaryDirectory(prefix="mlflow-triton-") as scratch:
+        root = _local_directory(model.location, model.source.uri, Path(scratch, "model"))
+        artifact = ModelArtifact.open(root)
+        if model.beside and artifact.find(CONFIG_FILENAME) is None:
+            beside = _files_beside(model.beside, Path(scratch, "beside"))
+            artifact = replace(artifact, beside=beside)
+        yield artifact
+
+
+def _local_directory(location: str, model_uri: str, scratch: Path) -> Path:
+    if not is_local_uri(location):
+        scratch.mkdir()
+        _logger.info("downloading %s", model_uri)
+        return Path(mlflow.artifacts.download_artifacts(location, dst_path=str(scratch)))
+    directory = Path(local_file_uri_to_path(location))
+    if not directory.is_dir():
+        raise ArtifactError(
+            f"{model_uri} should be in {directory}, and there is no such directory on this "
+            "machine; use a tracking server that serves artifacts, or log the model again"
+        )
+    return directory
+
+
+def _files_beside(location: str, scratch: Path) -> dict[str, Path]:
+    """Files logged under the model's name in its run, if config.pbtxt is among them."""
+    names = _listed(location)
+    if CONFIG_FILENAME not in names or MLMODEL_FILENAME in names:
+        return {}
+    if is_local_uri(location):
+        directory = Path(local_file_uri_to_path(location))
+    else:
+        scratch.mkdir()
+        directory = Path(mlflow.artifacts.download_artifacts(location, dst_path=str(scratch)))
+    return {
+        path.relative_to(directory).as_posix(): path
+        for path in directory.rglob("*")
+        if path.is_file() and path.resolve().is_relative_to(directory.resolve())
+    }
+
+
+def _listed(location: str) -> set[str]:
+    try:
+        return {each.path for each in get_artifact_repository(location).list_artifacts()}
+    except (MlflowException, OSError):  # nothing was logged there
+        return set()

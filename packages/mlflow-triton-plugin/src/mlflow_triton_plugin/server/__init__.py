@@ -1,0 +1,238 @@
+"""Triton servers behind one small interface, whichever protocol they speak."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from mlflow_triton_plugin.errors import ModelNotReadyError
+from mlflow_triton_plugin.server._deadline import Deadline
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from mlflow_triton_plugin.predict import ModelSchema
+    from mlflow_triton_plugin.settings import Endpoint
+
+__all__ = ["InferResult", "ModelState", "TritonServer", "TritonServers", "open_server"]
+
+_T = TypeVar("_T")
+
+#: Between two looks at a server that is unloading; unload_model itself returns at once.
+_POLL_S = 0.02
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """One line of the repository index.
+
+    Attributes:
+        name: the model.
+        version: the version, or an empty string for a directory that was never loaded.
+        state: `READY`, `UNAVAILABLE`, `LOADING`, `UNLOADING`, or an empty string.
+        reason: why, in Triton's words.
+    """
+
+    name: str
+    version: str = ""
+    state: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class InferResult:
+    """What a model answered: the version that did, and its outputs by name."""
+
+    version: str
+    outputs: Mapping[str, NDArray[Any]]
+
+
+class TritonServer(Protocol):
+    """One Triton server. Every call has a deadline.
+
+    Raises, all of them: `ServerUnavailableError`, `ServerTimeoutError`, and `TritonServerError`
+    where Triton says something unexpected.
+    """
+
+    @property
+    def endpoint(self) -> str:
+        """How messages name the server."""
+
+    def check(self) -> None:
+        """Make sure that a Triton answers here."""
+
+    def load(self, model: str, config: str | None, timeout_s: float) -> None:
+        """Load a model, and wait until Triton has done it.
+
+        Args:
+            model: its name.
+            config: JSON of a ModelConfig that stands in for config.pbtxt this once, or None.
+            timeout_s: deadline.
+
+        Raises:
+            ModelLoadError: Triton refused; what was READY before still serves.
+        """
+
+    def unload(self, model: str) -> None:
+        """Ask Triton to unload a model; it goes on serving requests in flight meanwhile."""
+
+    def index(self) -> list[ModelState]:
+        """Every model of the repository, with its versions' states."""
+
+    def schema(self, model: str, version: str = "") -> ModelSchema:
+        """A model's inputs and outputs, the batch dimension included.
+
+        Raises:
+            ModelUnknownError: it is not loaded.
+        """
+
+    def infer(
+        self,
+        model: str,
+        version: str,
+        tensors: Mapping[str, NDArray[Any]],
+        schema: ModelSchema,
+    ) -> InferResult:
+        """Send one request.
+
+        Raises:
+            ModelUnknownError: the model is not loaded.
+            RequestRefusedError: Triton or the model refused the request.
+        """
+
+    def close(self) -> None:
+        """Let the connection go."""
+
+
+def open_server(endpoint: Endpoint, *, timeout_s: float) -> TritonServer:
+    """Make a client for one endpoint; nothing is sent yet.
+
+    Raises:
+        SettingsError: the endpoint is an HTTP one, and its client is not installed.
+    """
+    if endpoint.scheme in ("http", "https"):
+        from mlflow_triton_plugin.server._http import HttpServer  # noqa: PLC0415 - an extra
+
+        return HttpServer(endpoint, timeout_s)
+    from mlflow_triton_plugin.server._grpc import GrpcServer  # noqa: PLC0415 - loads grpc
+
+    return GrpcServer(endpoint, timeout_s)
+
+
+class TritonServers:
+    """Servers that share one model repository: each loads every deployment."""
+
+    def __init__(self, endpoints: Iterable[Endpoint], *, timeout_s: float) -> None:
+        self._servers = [open_server(endpoint, timeout_s=timeout_s) for endpoint in endpoints]
+
+    @property
+    def endpoints(self) -> str:
+        """How messages name them."""
+        return ", ".join(server.endpoint for server in self._servers)
+
+    def check(self) -> None:
+        """Make sure that every one answers.
+
+        Raises:
+            ServerUnavailableError: one does not.
+        """
+        self._each(lambda server: server.check())
+
+    def load(
+        self, model: str, *, config: str | None, versions: Sequence[int], timeout_s: float
+    ) -> None:
+        """Load a model on every server, and see it READY there.
+
+        Args:
+            model: its name.
+            config: see `TritonServer.load`.
+            versions: those that must be READY; empty where any will do.
+            timeout_s: deadline for each server.
+
+        Raises:
+            ModelLoadError: one server refused.
+            ModelNotReadyError: one server accepted it and does not serve it.
+        """
+
+        def load(server: TritonServer) -> None:
+            server.load(model, config, timeout_s)
+            _check_ready(server, model, versions)
+
+        self._each(load)
+
+    def unload(self, model: str, *, timeout_s: float) -> None:
+        """Unload a model everywhere and wait until no version of it is left.
+
+        Raises:
+            ModelNotReadyError: one server has not finished by the deadline.
+        """
+
+        def unload(server: TritonServer) -> None:
+            server.unload(model)
+            _wait_unloaded(server, model, timeout_s)
+
+        self._each(unload)
+
+    def states(self, model: str | None = None) -> dict[str, list[ModelState]]:
+        """Every loaded or once loaded version, by model; the states of all servers together."""
+        found: dict[str, list[ModelState]] = {}
+        for states in self._each(lambda server: server.index()):
+            for state in states:
+                if state.version and model in (None, state.name):
+                    found.setdefault(state.name, []).append(state)
+        return found
+
+    def first(self) -> TritonServer:
+        """The server that answers requests."""
+        return self._servers[0]
+
+    def __len__(self) -> int:
+        return len(self._servers)
+
+    def _each(self, call: Callable[[TritonServer], _T]) -> list[_T]:
+        """Call every server, side by side; the first error is raised once all are done."""
+        if len(self._servers) == 1:
+            return [call(self._servers[0])]
+        with ThreadPoolExecutor(len(self._servers)) as pool:
+            futures = [pool.submit(call, server) for server in self._servers]
+        return [future.result() for future in futures]
+
+
+def _check_ready(server: TritonServer, model: str, versions: Sequence[int]) -> None:
+    states = {state.version: state for state in server.index() if state.name == model}
+    ready = [version for version, state in states.items() if state.state == "READY"]
+    missing = [str(version) for version in versions if str(version) not in ready]
+    if ready and not missing:
+        return
+    seen = next((states[version] for version in missing if version in states), ModelState(model))
+    raise ModelNotReadyError(
+        f"{server.endpoint} accepted {model} and does not serve "
+        f"{'version ' + ', '.join(missing) if missing else 'any version'} of it: "
+        f"{seen.state or 'no state'} {seen.reason}".rstrip(),
+        endpoint=server.endpoint,
+        model=model,
+        state=seen.state,
+        waited_s=0.0,
+    )
+
+
+def _wait_unloaded(server: TritonServer, model: str, timeout_s: float) -> None:
+    deadline = Deadline(timeout_s)
+    while True:
+        states = [state for state in server.index() if state.name == model]
+        busy = [state for state in states if state.state in ("READY", "UNLOADING", "LOADING")]
+        if not busy:
+            return
+        if deadline.passed:
+            raise ModelNotReadyError(
+                f"{server.endpoint} is still unloading {model} after {timeout_s:.0f} s: version "
+                f"{busy[0].version} is {busy[0].state}; run the command again to go on waiting",
+                endpoint=server.endpoint,
+                model=model,
+                state=busy[0].state,
+                waited_s=timeout_s,
+            )
+        deadline.sleep(_POLL_S)

@@ -1,0 +1,174 @@
+"""Triton over its HTTP protocol, tensors in binary. The only door to `tritonclient.http`."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from http.client import HTTPException
+from typing import TYPE_CHECKING, Any
+
+from tritonclient.utils import InferenceServerException
+
+from mlflow_triton_plugin.errors import ServerUnavailableError, SettingsError
+from mlflow_triton_plugin.predict import ModelSchema
+from mlflow_triton_plugin.server import InferResult, ModelState
+from mlflow_triton_plugin.server._translate import raise_translated
+from triton_repo.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+    from mlflow_triton_plugin.settings import Endpoint
+
+__all__ = ["HttpServer"]
+
+try:
+    from tritonclient import http as triton_http  # noqa: TID251 - this is the door
+except (ImportError, RuntimeError) as exc:  # RuntimeError is what tritonclient raises
+    raise SettingsError(
+        "http:// and https:// addresses need another client: "
+        "pip install 'mlflow-triton-plugin[http]', or use Triton's gRPC port",
+        setting="TRITON_URL",
+    ) from exc
+
+#: HTTP statuses, in the words of gRPC.
+_STATUSES = {"400": "INVALID_ARGUMENT", "404": "NOT_FOUND", "499": "DEADLINE_EXCEEDED"}
+_STATUSES |= {"502": "UNAVAILABLE", "503": "UNAVAILABLE", "504": "DEADLINE_EXCEEDED"}
+
+
+class HttpServer:
+    """See `TritonServer`."""
+
+    def __init__(self, endpoint: Endpoint, timeout_s: float) -> None:
+        self._endpoint = str(endpoint)
+        self._timeout_s = timeout_s
+        self._address = endpoint.address
+        self._ssl = endpoint.scheme == "https"
+        self._client = self._connect(timeout_s)
+
+    def _connect(self, timeout_s: float) -> Any:
+        # The HTTP client has one deadline for all its calls; a load gets a client of its own.
+        return triton_http.InferenceServerClient(
+            self._address,
+            ssl=self._ssl,
+            connection_timeout=min(timeout_s, self._timeout_s),
+            network_timeout=timeout_s,
+        )
+
+    @property
+    def endpoint(self) -> str:
+        return self._endpoint
+
+    def check(self) -> None:
+        with self._translated("check"):
+            self._client.get_server_metadata()
+
+    def load(self, model: str, config: str | None, timeout_s: float) -> None:
+        client = self._connect(timeout_s)
+        try:
+            with self._translated("load", model, timeout_s):
+                client.load_model(model, config=config)
+        finally:
+            client.close()
+
+    def unload(self, model: str) -> None:
+        with self._translated("unload", model):
+            self._client.unload_model(model)
+
+    def index(self) -> list[ModelState]:
+        with self._translated("the repository index"):
+            index = self._client.get_model_repository_index()
+        return [
+            ModelState(
+                each["name"],
+                each.get("version", ""),
+                each.get("state", ""),
+                each.get("reason", ""),
+            )
+            for each in index
+        ]
+
+    def schema(self, model: str, version: str = "") -> ModelSchema:
+        with self._translated("the metadata of", model):
+            metadata = self._client.get_model_metadata(model, version)
+            config = self._client.get_model_config(model, version)
+        optional = {each["name"] for each in config.get("input", ()) if each.get("optional")}
+        return ModelSchema(
+            name=model,
+            version=version,
+            inputs=tuple(_spec(each, each["name"] in optional) for each in metadata["inputs"]),
+            outputs=tuple(_spec(each, optional=False) for each in metadata["outputs"]),
+            max_batch_size=config.get("max_batch_size", 0),
+        )
+
+    def infer(
+        self,
+        model: str,
+        version: str,
+        tensors: Mapping[str, NDArray[Any]],
+        schema: ModelSchema,
+    ) -> InferResult:
+        inputs = []
+        datatypes = schema.inputs_by_name
+        for name, array in tensors.items():
+            tensor = triton_http.InferInput(name, array.shape, datatypes[name].datatype)
+            tensor.set_data_from_numpy(array, binary_data=True)
+            inputs.append(tensor)
+        with self._translated("infer", model):
+            result = self._client.infer(model, inputs, model_version=version)
+        response = result.get_response()
+        outputs = {each["name"]: result.as_numpy(each["name"]) for each in response["outputs"]}
+        return InferResult(response["model_version"], outputs)
+
+    def close(self) -> None:
+        self._client.close()
+
+    @contextmanager
+    def _translated(
+        self, what: str, model: str = "", timeout_s: float | None = None
+    ) -> Iterator[None]:
+        try:
+            yield
+        except InferenceServerException as exc:
+            status = str(exc.status() or "")
+            raise_translated(
+                exc,
+                endpoint=self._endpoint,
+                status=_STATUSES.get(status, status),
+                reason=str(exc.message() or exc),
+                what=what,
+                model=model,
+                timeout_s=self._timeout_s if timeout_s is None else timeout_s,
+            )
+        except TimeoutError as exc:
+            raise_translated(
+                exc,
+                endpoint=self._endpoint,
+                status="DEADLINE_EXCEEDED",
+                reason=str(exc),
+                what=what,
+                model=model,
+                timeout_s=self._timeout_s if timeout_s is None else timeout_s,
+            )
+        except OSError as exc:
+            raise_translated(
+                exc,
+                endpoint=self._endpoint,
+                status="UNAVAILABLE",
+                reason=exc.strerror or str(exc),
+                what=what,
+                model=model,
+            )
+        except (HTTPException, ValueError) as exc:
+            raise ServerUnavailableError(
+                f"{self._endpoint} does not answer in HTTP; if it is Triton's gRPC port, use "
+                f"grpc://{self._address.partition('/')[0]}",
+                endpoint=self._endpoint,
+                model=model,
+            ) from exc
+
+
+def _spec(tensor: Mapping[str, Any], optional: bool) -> TensorSpec:  # noqa: FBT001 - see _grpc
+    shape = tuple(int(dim) for dim in tensor["shape"])
+    return TensorSpec(tensor["name"], tensor["datatype"], shape, optional)

@@ -1,0 +1,253 @@
+"""Target URI, environment and `-C` options, parsed at once into frozen values.
+
+The tables here are also what `mlflow deployments help -t triton` prints. The only reader of
+`os.environ` for the deployments target.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from mlflow_triton_plugin.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+__all__ = [
+    "OPTIONS",
+    "VARIABLES",
+    "Endpoint",
+    "OnConflict",
+    "Options",
+    "Settings",
+    "parse_options",
+]
+
+OnConflict = Literal["fail", "adopt", "replace"]
+
+DEFAULT_URL = "localhost:8001"
+_DEFAULT_PORTS = {"grpc": 8001, "grpcs": 8001, "http": 8000, "https": 443}
+_ADDRESS = re.compile(
+    r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[^\s/:@\[\]]+)(:(?P<port>\d+))?(?P<path>/\S*)?"
+)
+_LAST_PORT = 65535
+
+#: Environment variables, with what `help` says of them.
+VARIABLES = {
+    "TRITON_URL": (
+        "where Triton listens: host:port or grpc://host:port for gRPC, http:// or https:// for its "
+        f"HTTP protocol (pip install 'mlflow-triton-plugin[http]'); default {DEFAULT_URL}. Several "
+        "servers that share the model repository are separated by commas. triton://host:port as "
+        "the target overrides it"
+    ),
+    "TRITON_MODEL_REPO": "the directory that Triton was started with (--model-repository)",
+    "TRITON_REQUEST_TIMEOUT": "seconds a request may take; default 60",
+}
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One address of a Triton server.
+
+    Attributes:
+        scheme: `grpc`, `grpcs`, `http` or `https`.
+        address: `host:port`; with HTTP a path may follow.
+    """
+
+    scheme: str
+    address: str
+
+    @classmethod
+    def parse(cls, text: str, *, setting: str) -> Endpoint:
+        """Read one address; gRPC where it does not say otherwise.
+
+        Raises:
+            SettingsError: it is not an address.
+        """
+        scheme, separator, rest = text.strip().rpartition("://")
+        scheme = scheme if separator else "grpc"
+        match = _ADDRESS.fullmatch(rest)
+        if scheme not in _DEFAULT_PORTS:
+            raise SettingsError(
+                f"{setting} is {text!r}; use grpc://, grpcs://, http:// or https:// and host:port",
+                setting=setting,
+            )
+        port = int((match and match["port"]) or _DEFAULT_PORTS[scheme])
+        path = ((match and match["path"]) or "").rstrip("/")
+        if match is None or not 0 < port <= _LAST_PORT or (path and scheme.startswith("grpc")):
+            raise SettingsError(f"{setting} is {text!r}; use host:port", setting=setting)
+        return cls(scheme, f"{match['host']}:{port}{path}")
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.address}"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where to deploy to.
+
+    Attributes:
+        endpoints: the servers; every one of them loads every deployment.
+        model_repository: TRITON_MODEL_REPO, or an empty string.
+        request_timeout_s: deadline of every call but a load.
+    """
+
+    endpoints: tuple[Endpoint, ...]
+    model_repository: str
+    request_timeout_s: float
+
+    @classmethod
+    def read(cls, target_uri: str, environment: Mapping[str, str] | None = None) -> Settings:
+        """Read the target URI and the environment.
+
+        Args:
+            target_uri: `triton`, or `triton://host:port[,host:port…]`.
+            environment: `os.environ` when not given.
+
+        Raises:
+            SettingsError: one of them is not what it should be; `setting` names it.
+        """
+        env = os.environ if environment is None else environment
+        addresses, setting = target_uri.partition("://")[2], "the target URI"
+        if not addresses:
+            addresses, setting = env.get("TRITON_URL") or DEFAULT_URL, "TRITON_URL"
+        timeout = env.get("TRITON_REQUEST_TIMEOUT") or "60"
+        return cls(
+            endpoints=tuple(
+                Endpoint.parse(each, setting=setting) for each in addresses.rstrip("/").split(",")
+            ),
+            model_repository=env.get("TRITON_MODEL_REPO", ""),
+            request_timeout_s=_seconds(timeout, "TRITON_REQUEST_TIMEOUT"),
+        )
+
+    def required_repository(self) -> str:
+        """The model repository's address.
+
+        Raises:
+            SettingsError: TRITON_MODEL_REPO is not set.
+        """
+        if not self.model_repository:
+            raise SettingsError(
+                "TRITON_MODEL_REPO is not set; set it to the directory that Triton was started "
+                "with (--model-repository)",
+                setting="TRITON_MODEL_REPO",
+            )
+        return self.model_repository
+
+
+# -- options ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `-C` (or `config=` in Python) said, with defaults filled in; see `OPTIONS`."""
+
+    on_conflict: OnConflict = "fail"
+    keep_versions: int = 2
+    load_timeout_s: float = 600.0
+    grpc_port: int = 8001
+    http_port: int = 8000
+
+
+@dataclass(frozen=True)
+class _Option:
+    """One row: how it is parsed, which commands take it, and what `help` says."""
+
+    field: str
+    parse: Callable[[Any, str], Any]
+    commands: tuple[str, ...]
+    help: str
+
+
+def _seconds(value: Any, setting: str) -> float:
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise SettingsError(
+            f"{setting} is {value!r}; a number of seconds belongs there", setting=setting
+        )
+    return seconds
+
+
+def _count(least: int) -> Callable[[Any, str], int]:
+    def parse(value: Any, setting: str) -> int:
+        text = str(value).strip()
+        if isinstance(value, bool) or not re.fullmatch(r"\d{1,9}", text) or int(text) < least:
+            raise SettingsError(
+                f"{setting} is {value!r}; a whole number of at least {least} belongs there",
+                setting=setting,
+            )
+        return int(text)
+
+    return parse
+
+
+def _conflict(value: Any, setting: str) -> OnConflict:
+    for choice in get_args(OnConflict):
+        if value == choice:
+            return choice  # type: ignore[no-any-return]
+    raise SettingsError(
+        f"{setting} is {value!r}; use {', '.join(get_args(OnConflict))}", setting=setting
+    )
+
+
+OPTIONS: dict[str, _Option] = {
+    "on_conflict": _Option(
+        "on_conflict",
+        _conflict,
+        ("create",),
+        "what to do with a model of this name that is in the repository and was not deployed by "
+        "MLflow: fail (default), adopt (its versions stay beside the new one) or replace (it is "
+        "removed once the new one serves)",
+    ),
+    "keep_versions": _Option(
+        "keep_versions",
+        _count(1),
+        ("create", "update"),
+        "how many version directories may stay on disk, the one that serves included; default 2",
+    ),
+    "load_timeout": _Option(
+        "load_timeout_s",
+        _seconds,
+        ("create", "update", "delete", "run-local"),
+        "seconds that Triton may take to load or unload the model; default 600",
+    ),
+    "grpc_port": _Option(
+        "grpc_port", _count(0), ("run-local",), "port of the local server; 0 for any; default 8001"
+    ),
+    "http_port": _Option(
+        "http_port", _count(0), ("run-local",), "port of the local server; 0 for any; default 8000"
+    ),
+}
+
+
+def parse_options(config: Mapping[str, Any] | None, *, command: str) -> Options:
+    """Read the options of one command.
+
+    Args:
+        config: strings from the CLI, or real types from Python.
+        command: `create`, `update`, `delete` or `run-local`.
+
+    Raises:
+        SettingsError: an option is unknown, not for this command, or its value is wrong.
+    """
+    parsed: dict[str, Any] = {}
+    for key, value in (config or {}).items():
+        option = OPTIONS.get(key)
+        if option is None or command not in option.commands:
+            raise SettingsError(_unknown_option(str(key), command), setting=str(key))
+        parsed[option.field] = option.parse(value, f"-C {key}")
+    return Options(**parsed)
+
+
+def _unknown_option(key: str, command: str) -> str:
+    known = [name for name, option in OPTIONS.items() if command in option.commands]
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(known)}"
+    return f"-C {key} is not an option of {command}; {hint}"

@@ -1,0 +1,53 @@
+"""`mlflow deployments help -t triton`, from the tables that parse what it describes."""
+
+from __future__ import annotations
+
+import textwrap
+
+from mlflow_triton_plugin.settings import OPTIONS, VARIABLES
+from triton_repo.flavors import SUPPORTED_FLAVORS
+
+__all__ = ["help_text"]
+
+_INTRODUCTION = """\
+Deploy MLflow models to NVIDIA Triton Inference Server.
+
+Target URI: triton, or triton://host:port to override TRITON_URL. Start Triton with
+--model-control-mode=explicit, or use `triton-local --model-repository DIR`.
+"""
+
+_EXAMPLES = """\
+Examples:
+  export TRITON_URL=localhost:8001 TRITON_MODEL_REPO=/models
+  mlflow deployments create -t triton --name resnet -m models:/resnet/1
+  mlflow deployments update -t triton --name resnet -m models:/resnet@champion
+  mlflow deployments predict -t triton --name resnet --input-path input.json
+  mlflow deployments run-local -t triton --name resnet -m models:/resnet/1
+"""
+
+
+def help_text() -> str:
+    """The whole page."""
+    options = {
+        f"-C {name}": f"({', '.join(option.commands)}) {option.help}"
+        for name, option in OPTIONS.items()
+    }
+    flavors = f"Flavors: {', '.join(SUPPORTED_FLAVORS)}; without --flavor the first one it has.\n"
+    parts = (
+        _INTRODUCTION,
+        _table("Environment:", VARIABLES),
+        _table("Options of create, update, delete and run-local:", options),
+        flavors,
+        _EXAMPLES,
+    )
+    return "\n".join(parts)
+
+
+def _table(title: str, rows: dict[str, str]) -> str:
+    lines = [title]
+    for name, text in rows.items():
+        lines += [
+            f"  {name}",
+            textwrap.fill(text, 92, initial_indent=" " * 6, subsequent_indent=" " * 6),
+        ]
+    return "\n".join(lines) + "\n"
