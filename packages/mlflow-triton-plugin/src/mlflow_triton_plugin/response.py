@@ -165,7 +165,8 @@ def _json_chunks(outputs: Mapping[str, NDArray[Any]]) -> Iterator[bytes]:
 
 
 def _numbers(array: NDArray[Any]) -> bytes:
-    if array.dtype.name == "bfloat16":  # ml_dtypes, what newer Triton clients give for BF16
+    # bfloat16 is what newer Triton clients give for BF16; older orjson knows neither
+    if array.dtype.name in ("bfloat16", "float16"):
         array = array.astype(np.float32)
     # orjson wants C order, the machine's own bytes and at least one dimension
     plain = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))

@@ -13,6 +13,7 @@ from tritonclient.utils import InferenceServerException
 
 from mlflow_triton_plugin.predict import ModelSchema
 from mlflow_triton_plugin.server import InferResult, ModelState
+from mlflow_triton_plugin.server._tensors import as_sent
 from mlflow_triton_plugin.server._translate import raise_translated
 from triton_repo.tensors import TensorSpec
 
@@ -84,8 +85,9 @@ class GrpcServer:
         inputs = []
         datatypes = schema.inputs_by_name
         for name, array in tensors.items():
-            tensor = InferInput(name, array.shape, datatypes[name].datatype)
-            tensor.set_data_from_numpy(array)
+            datatype = datatypes[name].datatype
+            tensor = InferInput(name, array.shape, datatype)
+            tensor.set_data_from_numpy(as_sent(array, datatype))
             inputs.append(tensor)
         with self._translated("infer", model):
             result = self._client.infer(

@@ -11,6 +11,7 @@ from tritonclient.utils import InferenceServerException
 from mlflow_triton_plugin.errors import ServerUnavailableError, SettingsError
 from mlflow_triton_plugin.predict import ModelSchema
 from mlflow_triton_plugin.server import InferResult, ModelState
+from mlflow_triton_plugin.server._tensors import as_sent
 from mlflow_triton_plugin.server._translate import raise_translated
 from triton_repo.tensors import TensorSpec
 
@@ -112,8 +113,9 @@ class HttpServer:
         inputs = []
         datatypes = schema.inputs_by_name
         for name, array in tensors.items():
-            tensor = triton_http.InferInput(name, array.shape, datatypes[name].datatype)
-            tensor.set_data_from_numpy(array, binary_data=True)
+            datatype = datatypes[name].datatype
+            tensor = triton_http.InferInput(name, array.shape, datatype)
+            tensor.set_data_from_numpy(as_sent(array, datatype), binary_data=True)
             inputs.append(tensor)
         with self._translated("infer", model):
             result = self._client.infer(model, inputs, model_version=version)

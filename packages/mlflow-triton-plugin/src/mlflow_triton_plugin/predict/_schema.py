@@ -1,0 +1,59 @@
+"""What the model takes, and the error for what it does not take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from triton_repo.tensors import TensorSpec
+
+__all__ = ["InvalidInputError", "ModelSchema"]
+
+
+class InvalidInputError(ValueError):
+    """The caller's inputs are not what the model takes; nothing was sent.
+
+    Attributes:
+        input: the model input at fault, or None where the fault is not one input's.
+    """
+
+    def __init__(self, message: str, *, input: str | None = None) -> None:  # noqa: A002 - the attribute's name
+        super().__init__(message)
+        self.input = input
+
+
+@dataclass(frozen=True)
+class ModelSchema:
+    """The inputs and outputs of one model version, as the server's metadata gives them.
+
+    Attributes:
+        name: the model.
+        version: the version these inputs and outputs belong to.
+        inputs: shapes with the batch dimension included, as -1, when `max_batch_size` is over 0.
+        outputs: the same.
+        max_batch_size: 0 where the model does not batch.
+    """
+
+    name: str
+    version: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    max_batch_size: int = 0
+
+    # Kept per schema: predict looks names up on a path whose budget is microseconds.
+    @cached_property
+    def inputs_by_name(self) -> Mapping[str, TensorSpec]:
+        """The inputs by their names."""
+        return {spec.name: spec for spec in self.inputs}
+
+    @cached_property
+    def required(self) -> frozenset[str]:
+        """Names of the inputs that every request must have."""
+        return frozenset(spec.name for spec in self.inputs if not spec.optional)
+
+    def __str__(self) -> str:
+        return f"{self.name}/{self.version}"

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import os
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+import pytest
+from mlflow.deployments import get_deploy_client
+from mlflow_triton_plugin.local import LocalTriton
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from mlflow_triton_plugin.plugin import TritonDeploymentClient
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """MLflow on SQLite, artifacts in a folder, for the whole session and its subprocesses."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+        patch.chdir(folder)
+        mlflow.set_tracking_uri(uri)
+        mlflow.create_experiment("tests", artifact_location=(folder / "artifacts").as_uri())
+        mlflow.set_experiment("tests")
+        patch.setenv("MLFLOW_EXPERIMENT_NAME", "tests")
+        yield uri
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("repository")
+
+
+@pytest.fixture(scope="session")
+def triton(repository: Path) -> Iterator[LocalTriton]:
+    """A real Triton on the session's repository."""
+    with LocalTriton(repository) as server:
+        yield server
+
+
+@pytest.fixture
+def address(triton: LocalTriton) -> str:
+    """TRITON_URL; the modules that run over both protocols override it."""
+    return triton.grpc_url
+
+
+@pytest.fixture
+def environment(
+    address: str, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., None]:
+    """Set TRITON_URL and TRITON_MODEL_REPO; call it to set others."""
+
+    def set_to(**variables: str) -> None:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    set_to(TRITON_URL=address, TRITON_MODEL_REPO=str(repository))
+    return set_to
+
+
+@pytest.fixture
+def client(environment: Callable[..., None]) -> TritonDeploymentClient:
+    return get_deploy_client("triton")
+
+
+@pytest.fixture
+def name(client: TritonDeploymentClient) -> Iterator[str]:
+    """A deployment name of this test alone, deleted afterwards."""
+    unique = f"m{uuid.uuid4().hex[:12]}"
+    yield unique
+    client.delete_deployment(unique)
+
+
+@pytest.fixture
+def snapshot(repository: Path) -> Callable[[str], dict[str, bytes]]:
+    """Every file below one model's directory, with its content."""
+
+    def take(model: str) -> dict[str, bytes]:
+        return {
+            os.path.join(directory, name).removeprefix(str(repository)): (
+                open(os.path.join(directory, name), "rb").read()  # noqa: SIM115, PTH123
+            )
+            for directory, _, names in os.walk(repository / model)
+            for name in names
+        }
+
+    return take
+
+
+@pytest.fixture(scope="session")
+def registered() -> Callable[[str], str]:
+    """A name for a registered model that nobody else uses."""
+    return lambda stem: f"{stem}-{uuid.uuid4().hex[:8]}"
+
+
+def error_of(raised: pytest.ExceptionInfo[Any]) -> tuple[str, str]:
+    """MLflow's error code and the message."""
+    return raised.value.error_code, str(raised.value)
