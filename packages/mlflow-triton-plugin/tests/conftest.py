@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-import os
 import uuid
 from typing import TYPE_CHECKING, Any
 
 import mlflow
 import pytest
 from mlflow.deployments import get_deploy_client
+
 from mlflow_triton_plugin.local import LocalTriton
 
 if TYPE_CHECKING:
@@ -39,8 +39,12 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def triton(repository: Path) -> Iterator[LocalTriton]:
-    """A real Triton on the session's repository."""
-    with LocalTriton(repository) as server:
+    """A real Triton on the session's repository.
+
+    Auto-complete is off: what is deployed must not need it, and Triton sleeps a second for each
+    model that it completes. `test_auto_complete.py` has a server with it.
+    """
+    with LocalTriton(repository, extra_args=["--disable-auto-complete-config"]) as server:
         yield server
 
 
@@ -82,13 +86,8 @@ def snapshot(repository: Path) -> Callable[[str], dict[str, bytes]]:
     """Every file below one model's directory, with its content."""
 
     def take(model: str) -> dict[str, bytes]:
-        return {
-            os.path.join(directory, name).removeprefix(str(repository)): (
-                open(os.path.join(directory, name), "rb").read()  # noqa: SIM115, PTH123
-            )
-            for directory, _, names in os.walk(repository / model)
-            for name in names
-        }
+        files = [path for path in (repository / model).rglob("*") if path.is_file()]
+        return {str(path.relative_to(repository)): path.read_bytes() for path in files}
 
     return take
 

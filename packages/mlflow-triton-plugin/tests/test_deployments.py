@@ -1,7 +1,8 @@
-"""The deployment commands through MLflow's Python API, against a real Triton, over both protocols."""
+"""The deployment commands through MLflow's Python API, on a real Triton, over both protocols."""
 
 from __future__ import annotations
 
+import base64
 import inspect
 import json
 import shutil
@@ -12,8 +13,8 @@ import numpy as np
 import pytest
 from mlflow.deployments import BaseDeploymentClient, get_deploy_client
 from mlflow.exceptions import MlflowException
+
 from mlflow_triton_plugin import plugin
-from mlflow_triton_plugin.local import LocalTriton
 
 from . import models
 from .models import log_onnx, log_scale, python_directory, python_source, scale_model
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from mlflow_triton_plugin.local import LocalTriton
     from mlflow_triton_plugin.plugin import TritonDeploymentClient
 
 ROW = np.ones((1, 4), np.float32)
@@ -194,10 +196,15 @@ def test_a_directory_in_tritons_layout_is_served_as_it_is(
     client: TritonDeploymentClient, name: str, tmp_path: Path, repository: Path
 ) -> None:
     uri = triton_artifact(tmp_path, python_source("x * 10"), python_source("x * 20"))
-    client.create_deployment(name, uri)
+    made = client.create_deployment(name, uri)
+    assert (made["state"], made["served_versions"]) == ("READY", [2])  # Triton's default: latest 1
+    assert client.get_deployment(name) == made
     config = (tmp_path / "model" / "config.pbtxt").read_bytes()
     assert (repository / name / "config.pbtxt").read_bytes() == config
-    assert sorted(path.name for path in (repository / name).iterdir() if path.is_dir()) == ["1", "2"]
+    assert sorted(path.name for path in (repository / name).iterdir() if path.is_dir()) == [
+        "1",
+        "2",
+    ]
     assert client.predict(name, np.ones(3, np.float32))["outputs"]["y"].tolist() == [20, 20, 20]
     assert not list((repository / name).rglob("__pycache__"))
 
@@ -319,11 +326,33 @@ def test_a_foreign_model_can_be_replaced(
     assert client.predict(name, np.ones(1, np.float32))["outputs"]["y"].tolist() == [9]
 
 
+def test_deleting_an_interrupted_adoption_leaves_the_foreign_model(
+    client: TritonDeploymentClient,
+    name: str,
+    repository: Path,
+    snapshot: Callable[[str], dict[str, bytes]],
+) -> None:
+    foreign = foreign_model(repository, name)
+    before = snapshot(name)
+    journal = {"operation": "create", "created": False, "new_versions": [2], "holder": "me"}
+    config = base64.b64encode((foreign / "config.pbtxt").read_bytes()).decode()
+    journal["config_before"] = {"!base64": config}
+    (foreign / ".mlflow-triton").mkdir()
+    (foreign / ".mlflow-triton" / "journal.json").write_text(json.dumps(journal))
+    (foreign / "2").mkdir()
+    try:
+        with pytest.raises(MlflowException, match="not deployed by MLflow"):
+            client.delete_deployment(name)
+        assert snapshot(name) == before
+    finally:
+        shutil.rmtree(foreign)
+
+
 def test_one_ready_model_that_is_not_ours_does_not_stand_in_the_way_of_list(
     client: TritonDeploymentClient, name: str, scales: str, repository: Path, triton: LocalTriton
 ) -> None:
     other = foreign_model(repository, f"{name}_foreign")
-    server = client._servers.first()
+    server = next(iter(client._servers))
     try:
         server.load(other.name, None, 60)
         client.create_deployment(name, f"models:/{scales}/1")

@@ -5,21 +5,21 @@ from __future__ import annotations
 import json
 import os
 import socket
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from mlflow.deployments import get_deploy_client
 from mlflow.exceptions import MlflowException
-from mlflow_triton_plugin.translate import ERROR_CODES
 
+from mlflow_triton_plugin.translate import ERROR_CODES
 from triton_repo import errors as repo_errors
 
 from .models import ONE_INSTANCE, PYTHON_CONFIG, log_scale, python_directory, python_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from mlflow_triton_plugin.local import LocalTriton
     from mlflow_triton_plugin.plugin import TritonDeploymentClient
@@ -281,15 +281,13 @@ def test_an_error_of_the_model_is_a_bad_request_with_its_message(
     client: TritonDeploymentClient, name: str, tmp_path: Path
 ) -> None:
     client.create_deployment(name, artifact(tmp_path, python_source("1 / 0 * x")))
-    refused(
-        lambda: client.predict(name, np.ones(1, np.float32)), "BAD_REQUEST", "division by zero"
-    )
+    refused(lambda: client.predict(name, np.ones(1, np.float32)), "BAD_REQUEST", "division by zero")
 
 
 def test_a_load_slower_than_its_deadline_says_so_and_leaves_nothing(
     client: TritonDeploymentClient, name: str, tmp_path: Path, repository: Path
 ) -> None:
-    uri = artifact(tmp_path, "import time\ntime.sleep(4)\n" + python_source("x"))
+    uri = artifact(tmp_path, "import time\ntime.sleep(2)\n" + python_source("x"))
     refused(
         lambda: client.create_deployment(name, uri, config={"load_timeout": "1"}),
         "DEADLINE_EXCEEDED",

@@ -13,10 +13,11 @@ import getpass
 import logging
 import os
 import socket
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from mlflow_triton_plugin.errors import TritonServerError
+from mlflow_triton_plugin.describe import describe, ready_versions
+from mlflow_triton_plugin.errors import ServerUnavailableError, TritonServerError
 from mlflow_triton_plugin.fetch import fetched, resolve
 from mlflow_triton_plugin.progress import copying
 from triton_repo.change import Change, plan_change, plan_return
@@ -48,14 +49,14 @@ class Deployer:
 
     def create(
         self, name: str, model_uri: str, flavor: str | None, options: Options
-    ) -> DeploymentRecord:
+    ) -> dict[str, Any]:
         """Deploy a model under a new name.
 
         A deployment of that name that does not serve is deployed anew; an interrupted one is
         finished.
 
         Returns:
-            The committed record.
+            The deployment as `describe` gives it.
 
         Raises:
             DeploymentExistsError: the name is taken.
@@ -64,20 +65,20 @@ class Deployer:
         place = ModelPlace(self.store, check_name(name))
         self._check()
         with place.lock(holder()):
-            recovered = self._recover(place)
+            recovered = self._recover(place, options)
             base = self._base_of_create(place, options, recovered=recovered)
             model = resolve(model_uri)
             return self._deploy(place, base, model, flavor, options, operation="create")
 
     def update(
         self, name: str, model_uri: str | None, flavor: str | None, options: Options
-    ) -> DeploymentRecord:
+    ) -> dict[str, Any]:
         """Serve another model, or another version, under a deployed name.
 
         Without `model_uri` what is deployed is loaded again.
 
         Returns:
-            The committed record.
+            The deployment as `describe` gives it.
 
         Raises:
             DeploymentNotFoundError: there is no such deployment.
@@ -86,7 +87,7 @@ class Deployer:
         place = ModelPlace(self.store, check_name(name))
         self._check()
         with place.lock(holder()):
-            self._recover(place)
+            self._recover(place, options)
             if place.state() is not PlaceState.DEPLOYED:
                 raise _not_deployed(place)
             base = self._stock(place)
@@ -112,12 +113,17 @@ class Deployer:
         place = ModelPlace(self.store, check_name(name))
         self._check()
         with place.lock(holder()):
+            journal = place.journal()
+            if journal is not None and journal.operation != "delete":
+                # what was interrupted may be the adoption of somebody else's directory
+                self._recover(place, options)
             state = place.state()
             if state is PlaceState.ABSENT:
                 return False
             if state is PlaceState.FOREIGN:
                 raise _foreign(place, "remove its directory by hand if nobody needs it")
             place.begin_delete(holder())
+            self.servers.settle(name, timeout_s=options.load_timeout_s)
             self.servers.unload(name, timeout_s=options.load_timeout_s)
             place.remove()
             return True
@@ -128,8 +134,10 @@ class Deployer:
         self.store.check()
         self.servers.check()
 
-    def _recover(self, place: ModelPlace) -> bool:
+    def _recover(self, place: ModelPlace, options: Options) -> bool:
         """Finish or undo what an interrupted command left; whether there was anything."""
+        if place.state() is PlaceState.INTERRUPTED:  # the server may be at it still
+            self.servers.settle(place.name, timeout_s=options.load_timeout_s)
         outcome = place.recover()
         if outcome is not None:
             _logger.warning("an interrupted change of %s was %s", place.uri, outcome)
@@ -181,7 +189,7 @@ class Deployer:
         options: Options,
         *,
         operation: str,
-    ) -> DeploymentRecord:
+    ) -> dict[str, Any]:
         wanted = model.source.registered_version
         with fetched(model) as artifact:
             entry = convert(
@@ -202,36 +210,46 @@ class Deployer:
 
     def _apply(
         self, place: ModelPlace, change: Change, options: Options, *, operation: str
-    ) -> DeploymentRecord:
+    ) -> dict[str, Any]:
         """Stage, validate, commit; or put everything back."""
         try:
             with copying(place.name, change.size_bytes) as on_copied:
                 record = place.stage(
                     change, operation=operation, holder=holder(), on_copied=on_copied
                 )
-            self.servers.load(
+            states = self.servers.load(
                 place.name,
                 config=change.load_config.to_json() if change.load_config else None,
                 versions=change.serving,
                 timeout_s=options.load_timeout_s,
             )
+            # where the model's own policy decides, the server has just said what it serves
+            record = replace(record, serving=ready_versions(states))
             place.commit(change, record)
         except BaseException:  # Ctrl-C too: what was begun is put back before it goes on
             self._put_back(place, change)
             raise
-        return record
+        return describe(place, states, len(self.servers))
 
     def _put_back(self, place: ModelPlace, change: Change) -> None:
+        """Undo a change that failed, as far as that can be done now.
+
+        What remains is named in a warning, and the next command goes on with it.
+        """
         try:
-            if place.recover() == "finished":
-                return
-        except TritonRepoError as exc:
-            _logger.warning("%s could not be put back: %s; run the command again", place.uri, exc)
-            return
+            self._settle(place)
+            if place.recover() != "finished":
+                self._reload(place, change)
+        except (TritonRepoError, TritonServerError) as exc:
+            _logger.warning(
+                "%s could not be put back wholly: %s; run the command again", place.uri, exc
+            )
+
+    def _settle(self, place: ModelPlace) -> None:
         try:
-            self._reload(place, change)
-        except TritonServerError as exc:
-            _logger.warning("%s was put back on disk, not on the server: %s", place.uri, exc)
+            self.servers.settle(place.name, timeout_s=_PUT_BACK_TIMEOUT_S)
+        except ServerUnavailableError:  # it is down, and loads nothing
+            _logger.info("%s does not answer; putting the files back", self.servers.endpoints)
 
     def _reload(self, place: ModelPlace, change: Change) -> None:
         """Make the servers forget the failed version; what was READY serves all the while."""

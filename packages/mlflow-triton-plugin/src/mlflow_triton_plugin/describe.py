@@ -10,13 +10,13 @@ from triton_repo.errors import DeploymentNotFoundError, InvalidNameError, Triton
 from triton_repo.placement import ModelPlace, PlaceState
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from mlflow_triton_plugin.server import ModelState, TritonServers
     from triton_repo.record import DeploymentRecord, VersionRecord
     from triton_repo.store import Store
 
-__all__ = ["get_deployment", "list_deployments"]
+__all__ = ["describe", "get_deployment", "list_deployments", "ready_versions"]
 
 _OURS = (PlaceState.DEPLOYED, PlaceState.INTERRUPTED)
 
@@ -35,7 +35,7 @@ def list_deployments(store: Store, servers: TritonServers) -> list[dict[str, Any
         except InvalidNameError:  # not a name we would have given
             continue
         if place.state() in _OURS:
-            found.append(_describe(place, states.get(name, []), len(servers)))
+            found.append(describe(place, states.get(name, []), len(servers)))
     return found
 
 
@@ -50,10 +50,22 @@ def get_deployment(store: Store, servers: TritonServers, name: str) -> dict[str,
         raise DeploymentNotFoundError(
             f"no deployment {name} in {store.uri}; list shows those that are there", name=name
         )
-    return _describe(place, servers.states(name).get(name, []), len(servers))
+    return describe(place, servers.states(name).get(name, []), len(servers))
 
 
-def _describe(place: ModelPlace, states: Sequence[ModelState], servers: int) -> dict[str, Any]:
+def ready_versions(states: Iterable[ModelState]) -> tuple[int, ...]:
+    """Versions that are READY on at least one server, in order."""
+    return tuple(sorted({int(each.version) for each in states if each.state == "READY"}))
+
+
+def describe(place: ModelPlace, states: Sequence[ModelState], servers: int) -> dict[str, Any]:
+    """One deployment, as `get_deployment` of the plugin documents it.
+
+    Args:
+        place: its directory.
+        states: what the servers say of its versions, all together.
+        servers: how many servers there are.
+    """
     try:
         record = place.record()
         trouble = ""
@@ -67,7 +79,7 @@ def _describe(place: ModelPlace, states: Sequence[ModelState], servers: int) -> 
         "mlflow_model_uri": record.model_uri if record else "",
         "state": state,
         "reason": trouble or reason,
-        "served_versions": sorted({int(each.version) for each in states if each.state == "READY"}),
+        "served_versions": list(ready_versions(states)),
         "versions": {
             number: _version(record.versions.get(number) if record else None)
             for number in place.versions()

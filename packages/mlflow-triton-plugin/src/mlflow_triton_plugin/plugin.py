@@ -46,7 +46,7 @@ class TritonDeploymentClient(deployments_base.BaseDeploymentClient):
             self._servers = TritonServers(
                 self._settings.endpoints, timeout_s=self._settings.request_timeout_s
             )
-        self._predictor = Predictor(self._servers.first())
+        self._predictor = Predictor(self._servers)
 
     def create_deployment(
         self,
@@ -74,8 +74,7 @@ class TritonDeploymentClient(deployments_base.BaseDeploymentClient):
         with translated():
             _refuse_endpoint(endpoint)
             options = parse_options(config, command="create")
-            self._deployer().create(name, model_uri, flavor, options)
-            return self.get_deployment(name)
+            return self._deployer().create(name, model_uri, flavor, options)
 
     def update_deployment(
         self,
@@ -104,8 +103,7 @@ class TritonDeploymentClient(deployments_base.BaseDeploymentClient):
         with translated():
             _refuse_endpoint(endpoint)
             options = parse_options(config, command="update")
-            self._deployer().update(name, model_uri, flavor, options)
-            return self.get_deployment(name)
+            return self._deployer().update(name, model_uri, flavor, options)
 
     def delete_deployment(
         self,

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import logging
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from mlflow_triton_plugin.errors import ModelUnknownError, RequestRefusedError
+from mlflow_triton_plugin.errors import (
+    ModelUnknownError,
+    RequestRefusedError,
+    ServerUnavailableError,
+)
 from mlflow_triton_plugin.predict import InvalidInputError, to_tensors
 from mlflow_triton_plugin.response import Prediction
 from triton_repo.entry import check_name
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from mlflow_triton_plugin.predict import ModelSchema
-    from mlflow_triton_plugin.server import InferResult, TritonServer
+    from mlflow_triton_plugin.server import TritonServer
 
 __all__ = ["Predictor"]
 
+_T = TypeVar("_T")
+
+_logger = logging.getLogger(__name__)
+
 
 class Predictor:
-    """Sends requests to one server, remembering the models' inputs from one to the next.
+    """Sends requests to the first server that answers, remembering the models' inputs.
 
     Asking for them costs two calls, more than a small request itself. A deployment can change
     meanwhile: when a request fails under a remembered schema, the server is asked again, and the
     request is sent once more if the schema was out of date.
     """
 
-    def __init__(self, server: TritonServer) -> None:
-        self._server = server
+    def __init__(self, servers: Iterable[TritonServer]) -> None:
+        self._servers = list(servers)
         self._schemas: dict[str, ModelSchema] = {}
 
     def predict(self, name: str | None, inputs: Any) -> Prediction:
@@ -35,6 +46,7 @@ class Predictor:
             InvalidInputError: the inputs are not what the model takes; nothing was sent.
             ModelUnknownError: nothing serves under this name.
             RequestRefusedError: Triton or the model refused the request.
+            ServerUnavailableError: no server answers.
         """
         model = check_name(name or "")
         known = self._schemas.get(model)
@@ -50,14 +62,20 @@ class Predictor:
             return self._send(inputs, fresh)
 
     def _schema(self, model: str) -> ModelSchema:
-        schema = self._server.schema(model)
+        schema = self._ask(lambda server: server.schema(model))
         self._schemas[model] = schema
         return schema
 
     def _send(self, inputs: Any, schema: ModelSchema) -> Prediction:
-        result = self._server.infer(schema.name, "", to_tensors(inputs, schema), schema)
-        return _prediction(result, schema)
+        tensors = to_tensors(inputs, schema)
+        result = self._ask(lambda server: server.infer(schema.name, "", tensors, schema))
+        return Prediction(result.outputs, model_name=schema.name, model_version=result.version)
 
-
-def _prediction(result: InferResult, schema: ModelSchema) -> Prediction:
-    return Prediction(result.outputs, model_name=schema.name, model_version=result.version)
+    def _ask(self, call: Callable[[TritonServer], _T]) -> _T:
+        """Ask the servers in their order, passing over those that do not answer."""
+        for server in self._servers[:-1]:
+            try:
+                return call(server)
+            except ServerUnavailableError as exc:
+                _logger.warning("%s; asking the next server", exc)
+        return call(self._servers[-1])

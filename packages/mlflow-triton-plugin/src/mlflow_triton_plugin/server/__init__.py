@@ -10,7 +10,7 @@ from mlflow_triton_plugin.errors import ModelNotReadyError
 from mlflow_triton_plugin.server._deadline import Deadline
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -143,7 +143,7 @@ class TritonServers:
 
     def load(
         self, model: str, *, config: str | None, versions: Sequence[int], timeout_s: float
-    ) -> None:
+    ) -> list[ModelState]:
         """Load a model on every server, and see it READY there.
 
         Args:
@@ -152,16 +152,19 @@ class TritonServers:
             versions: those that must be READY; empty where any will do.
             timeout_s: deadline for each server.
 
+        Returns:
+            The states of its versions, of all servers together.
+
         Raises:
             ModelLoadError: one server refused.
             ModelNotReadyError: one server accepted it and does not serve it.
         """
 
-        def load(server: TritonServer) -> None:
+        def load(server: TritonServer) -> list[ModelState]:
             server.load(model, config, timeout_s)
-            _check_ready(server, model, versions)
+            return _check_ready(server, model, versions)
 
-        self._each(load)
+        return [state for states in self._each(load) for state in states]
 
     def unload(self, model: str, *, timeout_s: float) -> None:
         """Unload a model everywhere and wait until no version of it is left.
@@ -172,9 +175,21 @@ class TritonServers:
 
         def unload(server: TritonServer) -> None:
             server.unload(model)
-            _wait_unloaded(server, model, timeout_s)
+            _wait_while(server, model, ("READY", "UNLOADING", "LOADING"), timeout_s)
 
         self._each(unload)
+
+    def settle(self, model: str, *, timeout_s: float) -> None:
+        """Wait until no server is loading the model any more.
+
+        A load goes on in the server when its caller has gone. Files that are removed under it can
+        make the Python backend wait for its stub for ever, and the model's name is then lost until
+        the server restarts.
+
+        Raises:
+            ModelNotReadyError: one server has not finished by the deadline.
+        """
+        self._each(lambda server: _wait_while(server, model, ("LOADING",), timeout_s))
 
     def states(self, model: str | None = None) -> dict[str, list[ModelState]]:
         """Every loaded or once loaded version, by model; the states of all servers together."""
@@ -185,9 +200,8 @@ class TritonServers:
                     found.setdefault(state.name, []).append(state)
         return found
 
-    def first(self) -> TritonServer:
-        """The server that answers requests."""
-        return self._servers[0]
+    def __iter__(self) -> Iterator[TritonServer]:
+        return iter(self._servers)
 
     def __len__(self) -> int:
         return len(self._servers)
@@ -201,16 +215,22 @@ class TritonServers:
         return [future.result() for future in futures]
 
 
-def _check_ready(server: TritonServer, model: str, versions: Sequence[int]) -> None:
-    states = {state.version: state for state in server.index() if state.name == model}
-    ready = [version for version, state in states.items() if state.state == "READY"]
-    missing = [str(version) for version in versions if str(version) not in ready]
+def _check_ready(server: TritonServer, model: str, versions: Sequence[int]) -> list[ModelState]:
+    """The states of a model that was just loaded.
+
+    Raises:
+        ModelNotReadyError: a wanted version is not READY, or none is.
+    """
+    states = [state for state in server.index() if state.name == model and state.version]
+    ready = {int(state.version) for state in states if state.state == "READY"}
+    missing = [version for version in versions if version not in ready]
     if ready and not missing:
-        return
-    seen = next((states[version] for version in missing if version in states), ModelState(model))
+        return states
+    named = {str(version) for version in missing}
+    seen = next((each for each in states if each.version in named), ModelState(model))
+    what = f"version {', '.join(sorted(named))}" if named else "any version"
     raise ModelNotReadyError(
-        f"{server.endpoint} accepted {model} and does not serve "
-        f"{'version ' + ', '.join(missing) if missing else 'any version'} of it: "
+        f"{server.endpoint} accepted {model} and does not serve {what} of it: "
         f"{seen.state or 'no state'} {seen.reason}".rstrip(),
         endpoint=server.endpoint,
         model=model,
@@ -219,16 +239,18 @@ def _check_ready(server: TritonServer, model: str, versions: Sequence[int]) -> N
     )
 
 
-def _wait_unloaded(server: TritonServer, model: str, timeout_s: float) -> None:
+def _wait_while(
+    server: TritonServer, model: str, states: tuple[str, ...], timeout_s: float
+) -> None:
+    """Wait until no version of the model is in one of these states."""
     deadline = Deadline(timeout_s)
     while True:
-        states = [state for state in server.index() if state.name == model]
-        busy = [state for state in states if state.state in ("READY", "UNLOADING", "LOADING")]
+        busy = [each for each in server.index() if each.name == model and each.state in states]
         if not busy:
             return
         if deadline.passed:
             raise ModelNotReadyError(
-                f"{server.endpoint} is still unloading {model} after {timeout_s:.0f} s: version "
+                f"{server.endpoint} is still busy with {model} after {timeout_s:g} s: version "
                 f"{busy[0].version} is {busy[0].state}; run the command again to go on waiting",
                 endpoint=server.endpoint,
                 model=model,

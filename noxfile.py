@@ -1,0 +1,131 @@
+"""The project's menu: `nox -l`.
+
+Every session makes an environment of its own with uv and installs what it needs into it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.10.9"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.sessions = ["lint", "typecheck", "tests"]
+nox.options.reuse_existing_virtualenvs = True
+
+PACKAGES = ("triton-repo", "mlflow-triton-plugin", "publish-tools")
+PATHS = [f"packages/{package}" for package in PACKAGES]
+GROUPS = nox.project.load_toml("pyproject.toml")
+
+#: The newest MLflow that installs, and the oldest that is supported. SQLAlchemy 2.1 came later
+#: than 2.22 and breaks its import.
+MLFLOWS = {"newest": ["mlflow>=3,<4"], "oldest": ["mlflow==2.22.*", "sqlalchemy<2.1"]}
+
+
+def install(session: nox.Session, *groups: str, mlflow: str = "newest") -> None:
+    """Install the three packages, editable, and the named dependency groups."""
+    editable = [argument for path in PATHS for argument in ("-e", f"{path}")]
+    http = ["-e", "packages/mlflow-triton-plugin[http]"]
+    dependencies = nox.project.dependency_groups(GROUPS, *groups) if groups else []
+    session.install(*editable, *http, *dependencies, *MLFLOWS[mlflow])
+
+
+def environment(session: nox.Session) -> dict[str, str]:
+    """What every session that runs MLflow sets."""
+    return {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PATH": f"{session.bin}{os.pathsep}{os.environ['PATH']}",
+    }
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff, rules and format."""
+    session.install(*nox.project.dependency_groups(GROUPS, "lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def typecheck(session: nox.Session) -> None:
+    """Type-check, strictly: sources, tests and tools."""
+    install(session, "test", "types")
+    session.run("mypy", *PATHS, "examples", "noxfile.py")
+
+
+@nox.session
+@nox.parametrize("mlflow", list(MLFLOWS))
+def tests(session: nox.Session, mlflow: str) -> None:
+    """The test suites on the embedded Triton, with the newest and the oldest MLflow."""
+    install(session, "test", mlflow=mlflow)
+    # what does not touch MLflow need not run twice
+    paths = PATHS if mlflow == "newest" else [path for path in PATHS if "triton-repo" not in path]
+    suites = session.posargs or [f"{path}/tests" for path in paths]
+    session.run("pytest", *suites, env=environment(session))
+
+
+@nox.session
+def quickstart(session: nox.Session) -> None:
+    """Publish, deploy, predict, compare, update, list, delete: for real, showing each command."""
+    install(session)
+    session.run("python", "examples/quickstart.py", *session.posargs, env=environment(session))
+
+
+@nox.session
+def examples(session: nox.Session) -> None:
+    """Run the scripts in examples/, and check that its models are what their maker makes."""
+    install(session)
+    session.run("python", "examples/make_models.py", "--check", env=environment(session))
+    for script in sorted(Path("examples").glob("*.py")):
+        if script.name not in ("make_models.py", "quickstart.py"):
+            session.run("python", str(script), env=environment(session))
+
+
+#: What must work in an environment that holds one package and nothing but what it asks for.
+ALONE = {
+    "triton-repo": [("python", "-c", "import triton_repo.flavors, triton_repo.placement")],
+    "mlflow-triton-plugin": [
+        ("triton-local", "--help"),
+        ("mlflow", "deployments", "help", "-t", "triton"),
+    ],
+    "publish-tools": [
+        ("publish-model", "--help"),
+        ("publish_model_to_mlflow", "--help"),
+        ("python", "-c", "import publish_tools.triton"),
+    ],
+}
+
+
+@nox.session
+def wheels(session: nox.Session) -> None:
+    """Build each package's wheel and install it alone into an empty environment."""
+    session.install("uv")
+    dist = Path(session.create_tmp(), "dist")
+    shutil.rmtree(dist, ignore_errors=True)
+    for path in PATHS:
+        session.run("uv", "build", "--quiet", "--out-dir", str(dist), path)
+    for package, commands in ALONE.items():
+        alone = Path(session.create_tmp(), package)
+        session.run("uv", "venv", "--quiet", "--clear", "--python", "python", str(alone))
+        (wheel,) = dist.glob(f"{package.replace('-', '_')}-*.whl")
+        into = ("--python", str(alone / "bin" / "python"), "--find-links", str(dist))
+        session.run("uv", "pip", "install", "--quiet", *into, str(wheel))
+        for program, *arguments in commands:
+            path = str(alone / "bin" / program)
+            session.run(path, *arguments, env=environment(session), external=True, silent=True)
+        session.log(f"{package}: {wheel.name} works alone")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure predict, create and list beside raw tritonclient, a plain copy and MLflow itself."""
+    install(session)
+    session.run(
+        "python",
+        "packages/mlflow-triton-plugin/benchmarks",
+        *session.posargs,
+        env=environment(session),
+    )

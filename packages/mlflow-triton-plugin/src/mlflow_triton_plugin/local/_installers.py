@@ -1,0 +1,121 @@
+"""Makes a virtual environment and installs into it, with uv or with pip."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+from mlflow_triton_plugin.local.errors import ProvisioningError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from mlflow_triton_plugin.local._interpreters import Interpreter
+
+__all__ = ["install", "make_venv"]
+
+#: Settings of the calling environment that would send the packages elsewhere. Indexes, proxies
+#: and certificate settings are inherited.
+_MISLEADING = (
+    "PIP_PREFIX",
+    "PIP_REQUIRE_VIRTUALENV",
+    "PIP_ROOT",
+    "PIP_TARGET",
+    "PIP_USER",
+    "PYTHONHOME",
+    "PYTHONPATH",
+    "VIRTUAL_ENV",
+)
+_OPTIONS = ("--no-deps", "--only-binary", ":all:")
+
+
+def make_venv(interpreter: Interpreter, folder: Path, root: Path) -> None:
+    """Make a virtual environment without pip in it, so that Debian's ensurepip is not needed.
+
+    Raises:
+        ProvisioningError: this Python has no `venv` module.
+    """
+    command = [str(interpreter.executable), "-I", "-m", "venv", "--without-pip", str(folder)]
+    failure = _run(command, folder)
+    if failure is not None:
+        raise ProvisioningError(
+            f"{interpreter.executable} cannot make a virtual environment: {_last_line(failure)}; "
+            f"on Debian and Ubuntu: apt-get install python{interpreter.short_version}-venv",
+            path=root,
+            output=failure,
+        )
+
+
+def install(
+    interpreter: Interpreter,
+    folder: Path,
+    requirements: Sequence[str],
+    *,
+    uv: str | None,
+    root: Path,
+) -> None:
+    """Install with the first installer that manages it.
+
+    uv is tried first, then pip: uv knows nothing of pip's configuration, and where that names the
+    company's index only pip reaches it.
+
+    Raises:
+        ProvisioningError: none did; the last one's words are in it.
+    """
+    failure = ""
+    for command in _commands(folder, uv):
+        failed = _run([*command, *_OPTIONS, *requirements], folder)
+        if failed is None:
+            return
+        failure = failed
+    if not failure:
+        raise ProvisioningError(
+            f"there is neither uv nor pip to install packages with: pip install uv, or on Debian "
+            f"and Ubuntu apt-get install python{interpreter.short_version}-venv",
+            path=root,
+        )
+    raise ProvisioningError(
+        f"{', '.join(requirements)} could not be installed: {_last_line(failure)}",
+        path=root,
+        output=failure,
+    )
+
+
+def _commands(folder: Path, uv: str | None) -> Iterator[list[str]]:
+    python = str(folder / "bin" / "python")
+    if uv:
+        # copies, not links into uv's cache: whatever damages this environment would damage the
+        # cache too, and come back from it
+        yield [uv, "pip", "install", "--python", python, "--link-mode", "copy"]
+    if importlib.util.find_spec("pip"):
+        yield [sys.executable, "-m", "pip", "--python", python, "install", "--no-compile"]
+    elif _run([python, "-I", "-m", "ensurepip"], folder) is None:
+        yield [python, "-I", "-m", "pip", "install", "--no-compile"]
+
+
+def _run(command: Sequence[str], folder: Path) -> str | None:
+    """Run a command; return None when it went well, its output otherwise."""
+    environ = {name: value for name, value in os.environ.items() if name not in _MISLEADING}
+    done = subprocess.run(  # noqa: S603 - programs found by name, arguments of ours
+        command,
+        check=False,
+        # not the user's project: its pyproject.toml may configure uv
+        cwd=folder,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    return None if done.returncode == 0 else done.stdout
+
+
+def _last_line(output: str) -> str:
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if line.lower().startswith("error")]
+    return (errors or lines or ["no reason given"])[-1]

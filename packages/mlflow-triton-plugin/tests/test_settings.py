@@ -1,0 +1,118 @@
+"""Addresses and options are parsed at the edge, and refused there by name."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from mlflow_triton_plugin.errors import SettingsError
+from mlflow_triton_plugin.plugin import target_help
+from mlflow_triton_plugin.settings import OPTIONS, VARIABLES, Options, Settings, parse_options
+
+
+def endpoints(target: str, **environment: str) -> list[str]:
+    return [str(each) for each in Settings.read(target, environment).endpoints]
+
+
+@pytest.mark.parametrize(
+    ("text", "endpoint"),
+    [
+        ("localhost:8001", "grpc://localhost:8001"),
+        ("triton-host", "grpc://triton-host:8001"),
+        ("grpc://h:9", "grpc://h:9"),
+        ("grpcs://h", "grpcs://h:8001"),
+        ("http://h", "http://h:8000"),
+        ("http://h:8000/prefix/", "http://h:8000/prefix"),
+        ("https://h", "https://h:443"),
+        ("[::1]:8001", "grpc://[::1]:8001"),
+        ("http://[fe80::1]", "http://[fe80::1]:8000"),
+        (" h:1 ", "grpc://h:1"),
+    ],
+)
+def test_every_spelling_of_an_address_is_read(text: str, endpoint: str) -> None:
+    assert endpoints("triton", TRITON_URL=text) == [endpoint]
+
+
+def test_the_default_address_is_tritons_grpc_port() -> None:
+    assert endpoints("triton") == ["grpc://localhost:8001"]
+    assert endpoints("triton", TRITON_URL="") == ["grpc://localhost:8001"]
+
+
+def test_the_target_uri_overrides_the_environment() -> None:
+    """`triton://otherhost:9000` must not connect to localhost."""
+    assert endpoints("triton://other:9000", TRITON_URL="h:1") == ["grpc://other:9000"]
+    assert endpoints("triton://a:1,b:2/") == ["grpc://a:1", "grpc://b:2"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["ftp://h:1", "h:99999", "h:0", "h:x", "h p:1", "grpc://h:1/path", "a:1,,b:2", "u:p@h:1"],
+)
+def test_what_is_no_address_is_refused_naming_the_variable(text: str) -> None:
+    with pytest.raises(SettingsError, match="TRITON_URL") as raised:
+        Settings.read("triton", {"TRITON_URL": text})
+    assert raised.value.setting == "TRITON_URL"
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "soon", "inf", "nan"])
+def test_a_timeout_is_a_number_of_seconds(text: str) -> None:
+    with pytest.raises(SettingsError, match="TRITON_REQUEST_TIMEOUT"):
+        Settings.read("triton", {"TRITON_REQUEST_TIMEOUT": text})
+
+
+def test_options_are_read_from_strings_and_from_real_types() -> None:
+    wanted = Options(on_conflict="adopt", keep_versions=3, load_timeout_s=1.5)
+    strings = {"on_conflict": "adopt", "keep_versions": "3", "load_timeout": "1.5"}
+    types = {"on_conflict": "adopt", "keep_versions": 3, "load_timeout": 1.5}
+    assert parse_options(strings, command="create") == wanted
+    assert parse_options(types, command="create") == wanted
+    assert parse_options(None, command="create") == Options()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("keep_versions", "0"),
+        ("keep_versions", "two"),
+        ("keep_versions", True),
+        ("keep_versions", 1.5),
+        ("load_timeout", "0"),
+        ("load_timeout", None),
+        ("on_conflict", "overwrite"),
+        ("on_conflict", ["fail"]),
+    ],
+)
+def test_a_wrong_value_is_refused_naming_the_option(key: str, value: Any) -> None:
+    with pytest.raises(SettingsError, match=f"-C {key} is"):
+        parse_options({key: value}, command="create")
+
+
+def test_an_option_of_another_command_is_refused() -> None:
+    with pytest.raises(SettingsError, match="not an option of delete"):
+        parse_options({"keep_versions": "3"}, command="delete")
+
+
+def test_help_says_every_option_and_variable() -> None:
+    page = target_help()
+    for name in (*OPTIONS, *VARIABLES):
+        assert name in page
+
+
+def test_without_the_http_extra_an_http_address_says_what_to_install() -> None:
+    code = (
+        "import sys; sys.modules['tritonclient.http'] = None\n"
+        "from mlflow.deployments import get_deploy_client\n"
+        "try:\n"
+        "    get_deploy_client('triton')\n"
+        "except Exception as exc:\n"
+        "    print(type(exc).__name__, exc)\n"
+    )
+    environment = {"TRITON_URL": "http://h:1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stdout.startswith("DeploymentError")
+    assert "pip install 'mlflow-triton-plugin[http]'" in done.stdout
