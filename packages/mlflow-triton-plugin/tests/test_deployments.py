@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import inspect
 import json
 import shutil
@@ -15,6 +14,7 @@ from mlflow.deployments import BaseDeploymentClient, get_deploy_client
 from mlflow.exceptions import MlflowException
 
 from mlflow_triton_plugin import plugin
+from triton_repo.journal import Journal
 
 from . import models
 from .models import log_onnx, log_scale, python_directory, python_source, scale_model
@@ -222,7 +222,7 @@ def test_a_set_of_versions_is_replaced_as_a_set(
     assert sorted(client.get_deployment(name)["versions"]) == [1, 2]
     client.update_deployment(name, one)
     assert client.predict(name, np.ones(1, np.float32))["outputs"]["y"].tolist() == [50]
-    assert not (repository / name / ".mlflow-triton").exists()
+    assert not (repository / name / "_mlflow_triton").exists()
 
 
 def test_a_refused_model_leaves_no_trace_and_says_tritons_reason(
@@ -334,11 +334,10 @@ def test_deleting_an_interrupted_adoption_leaves_the_foreign_model(
 ) -> None:
     foreign = foreign_model(repository, name)
     before = snapshot(name)
-    journal = {"operation": "create", "created": False, "new_versions": [2], "holder": "me"}
-    config = base64.b64encode((foreign / "config.pbtxt").read_bytes()).decode()
-    journal["config_before"] = {"!base64": config}
-    (foreign / ".mlflow-triton").mkdir()
-    (foreign / ".mlflow-triton" / "journal.json").write_text(json.dumps(journal))
+    config = (foreign / "config.pbtxt").read_bytes()
+    journal = Journal("create", holder="me", new_versions=(2,), config_before=config)
+    (foreign / "_mlflow_triton").mkdir()
+    (foreign / "_mlflow_triton" / "journal.json").write_bytes(journal.to_bytes())
     (foreign / "2").mkdir()
     try:
         with pytest.raises(MlflowException, match="not deployed by MLflow"):

@@ -14,6 +14,7 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_triton_plugin.translate import ERROR_CODES
 from triton_repo import errors as repo_errors
+from triton_repo.journal import Journal
 
 from .models import ONE_INSTANCE, PYTHON_CONFIG, log_scale, python_directory, python_source
 
@@ -328,9 +329,9 @@ def test_an_interrupted_create_is_listed_and_finished_by_the_same_command(
     client: TritonDeploymentClient, name: str, tmp_path: Path, repository: Path
 ) -> None:
     """What a killed create leaves: a journal and a staging directory."""
-    (repository / name / ".mlflow-triton").mkdir(parents=True)
-    journal = {"operation": "create", "created": True, "new_versions": [1], "holder": "me"}
-    (repository / name / ".mlflow-triton" / "journal.json").write_text(json.dumps(journal))
+    (repository / name / "_mlflow_triton").mkdir(parents=True)
+    journal = Journal("create", holder="me", created=True, new_versions=(1,))
+    (repository / name / "_mlflow_triton" / "journal.json").write_bytes(journal.to_bytes())
     (repository / name / ".staging-1-abc").mkdir()
     assert client.get_deployment(name)["state"] == "INTERRUPTED"
     client.create_deployment(name, artifact(tmp_path, python_source("x")))

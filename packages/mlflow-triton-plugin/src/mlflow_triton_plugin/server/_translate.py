@@ -58,7 +58,7 @@ def raise_translated(
         ) from exc
     if what == "load":
         raise ModelLoadError(
-            f"{endpoint} cannot load {model}: {_without_frame(reason, model)}",
+            f"{endpoint} cannot load {model}: {_explained(reason, model)}",
             endpoint=endpoint,
             status=status,
             model=model,
@@ -81,9 +81,15 @@ def raise_translated(
     ) from exc
 
 
-def _without_frame(reason: str, model: str) -> str:
-    """Triton's "failed to load 'm', " says again what our message says."""
-    return reason.removeprefix(f"failed to load '{model}', ")
+def _explained(reason: str, model: str) -> str:
+    """Triton's reason without what our message says already, and with what Triton leaves out."""
+    reason = reason.removeprefix(f"failed to load '{model}', ")
+    if reason != "failed to poll from model repository":
+        return reason
+    return (
+        f"{reason}; either TRITON_MODEL_REPO is not the directory that this server reads, or it "
+        "cannot make a configuration of what is there: its log says which"
+    )
 
 
 def _unavailable(endpoint: str, reason: str) -> str:
