@@ -48,7 +48,7 @@ def publish() -> None:
     run("publish-model", "--model_name", MODEL, "--model_directory", EXAMPLES / f"{MODEL}_v2")
     say("… or log an ONNX model with MLflow itself (flavor onnx).")
     for line in inspect.getsource(log_with_mlflow).splitlines()[2:]:
-        show(line.strip(), prompt=">>>")
+        show(line.partition("  # noqa")[0].strip(), prompt=">>>")
     log_with_mlflow()
 
 
@@ -111,9 +111,10 @@ def run(*command: str | Path) -> None:
     words = [str(word) for word in command]
     show(shlex.join(words))
     done = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603
-    print(done.stdout.strip() or done.stderr.strip())
     if done.returncode != 0:
         sys.exit(f"it ended with {done.returncode}: {done.stderr}")
+    if done.stdout.strip():
+        print(done.stdout.strip())
 
 
 def export(name: str, value: str) -> None:

@@ -1,21 +1,27 @@
-"""Triton over gRPC. With `config.py`'s protobuf, the only door to `tritonclient.grpc`."""
+"""Triton over gRPC: Triton's own service, as tritonclient ships it, on a grpcio channel.
+
+With `config.py`'s protobuf, the only door to `tritonclient.grpc`. Its `InferenceServerClient` is
+left out: it would add its own objects to every request, and hide gRPC's status behind a string.
+"""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
+import grpc
+import numpy as np
 from tritonclient.grpc import (  # noqa: TID251 - this is the door
-    InferenceServerClient,
-    InferInput,
+    MAX_GRPC_MESSAGE_SIZE,
+    service_pb2,
+    service_pb2_grpc,
 )
-from tritonclient.utils import InferenceServerException
+from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 from mlflow_triton_plugin.predict import ModelSchema
 from mlflow_triton_plugin.server import InferResult, ModelState
-from mlflow_triton_plugin.server._tensors import as_sent
 from mlflow_triton_plugin.server._translate import raise_translated
-from triton_repo.tensors import TensorSpec
+from triton_repo.tensors import DATATYPES, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -26,6 +32,11 @@ if TYPE_CHECKING:
 
 __all__ = ["GrpcServer"]
 
+_OPTIONS = (
+    ("grpc.max_send_message_length", MAX_GRPC_MESSAGE_SIZE),
+    ("grpc.max_receive_message_length", MAX_GRPC_MESSAGE_SIZE),
+)
+
 
 class GrpcServer:
     """See `TritonServer`."""
@@ -33,7 +44,12 @@ class GrpcServer:
     def __init__(self, endpoint: Endpoint, timeout_s: float) -> None:
         self._endpoint = str(endpoint)
         self._timeout_s = timeout_s
-        self._client = InferenceServerClient(endpoint.address, ssl=endpoint.scheme == "grpcs")
+        if endpoint.scheme == "grpcs":
+            credentials = grpc.ssl_channel_credentials()
+            self._channel = grpc.secure_channel(endpoint.address, credentials, _OPTIONS)
+        else:
+            self._channel = grpc.insecure_channel(endpoint.address, _OPTIONS)
+        self._triton = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     @property
     def endpoint(self) -> str:
@@ -41,30 +57,36 @@ class GrpcServer:
 
     def check(self) -> None:
         with self._translated("check"):
-            self._client.is_server_live(client_timeout=self._timeout_s)
+            self._triton.ServerLive(service_pb2.ServerLiveRequest(), timeout=self._timeout_s)
 
     def load(self, model: str, config: str | None, timeout_s: float) -> None:
+        request = service_pb2.RepositoryModelLoadRequest(model_name=model)
+        if config is not None:
+            request.parameters["config"].string_param = config
         with self._translated("load", model, timeout_s):
-            self._client.load_model(model, config=config, client_timeout=timeout_s)
+            self._triton.RepositoryModelLoad(request, timeout=timeout_s)
 
     def unload(self, model: str) -> None:
+        request = service_pb2.RepositoryModelUnloadRequest(model_name=model)
         with self._translated("unload", model):
-            self._client.unload_model(model, client_timeout=self._timeout_s)
+            self._triton.RepositoryModelUnload(request, timeout=self._timeout_s)
 
     def index(self) -> list[ModelState]:
+        request = service_pb2.RepositoryIndexRequest()
         with self._translated("the repository index"):
-            index = self._client.get_model_repository_index(client_timeout=self._timeout_s)
+            index = self._triton.RepositoryIndex(request, timeout=self._timeout_s)
         return [
             ModelState(each.name, each.version, each.state, each.reason) for each in index.models
         ]
 
     def schema(self, model: str, version: str = "") -> ModelSchema:
+        named = {"name": model, "version": version}
         with self._translated("the metadata of", model):
-            metadata = self._client.get_model_metadata(
-                model, version, client_timeout=self._timeout_s
+            metadata = self._triton.ModelMetadata(
+                service_pb2.ModelMetadataRequest(**named), timeout=self._timeout_s
             )
-            config = self._client.get_model_config(
-                model, version, client_timeout=self._timeout_s
+            config = self._triton.ModelConfig(
+                service_pb2.ModelConfigRequest(**named), timeout=self._timeout_s
             ).config
         optional = {tensor.name for tensor in config.input if tensor.optional}
         return ModelSchema(
@@ -82,23 +104,25 @@ class GrpcServer:
         tensors: Mapping[str, NDArray[Any]],
         schema: ModelSchema,
     ) -> InferResult:
-        inputs = []
-        datatypes = schema.inputs_by_name
+        request = service_pb2.ModelInferRequest(model_name=model, model_version=version)
+        specs = schema.inputs_by_name
         for name, array in tensors.items():
-            datatype = datatypes[name].datatype
-            tensor = InferInput(name, array.shape, datatype)
-            tensor.set_data_from_numpy(as_sent(array, datatype))
-            inputs.append(tensor)
-        with self._translated("infer", model):
-            result = self._client.infer(
-                model, inputs, model_version=version, client_timeout=self._timeout_s
-            )
-        response = result.get_response()
-        outputs = {each.name: result.as_numpy(each.name) for each in response.outputs}
+            datatype = specs[name].datatype
+            request.inputs.add(name=name, datatype=datatype, shape=array.shape)
+            request.raw_input_contents.append(_to_bytes(array, datatype))
+        try:
+            response = self._triton.ModelInfer(request, timeout=self._timeout_s)
+        except grpc.RpcError as exc:
+            self._raise(exc, "infer", model, self._timeout_s)
+        contents = zip(response.outputs, response.raw_output_contents, strict=True)
+        outputs = {
+            each.name: _from_bytes(data, each.datatype).reshape(each.shape)
+            for each, data in contents
+        }
         return InferResult(response.model_version, outputs)
 
     def close(self) -> None:
-        self._client.close()
+        self._channel.close()
 
     @contextmanager
     def _translated(
@@ -106,16 +130,38 @@ class GrpcServer:
     ) -> Iterator[None]:
         try:
             yield
-        except InferenceServerException as exc:
-            raise_translated(
-                exc,
-                endpoint=self._endpoint,
-                status=str(exc.status() or "").removeprefix("StatusCode."),
-                reason=str(exc.message() or exc),
-                what=what,
-                model=model,
-                timeout_s=self._timeout_s if timeout_s is None else timeout_s,
-            )
+        except grpc.RpcError as exc:
+            self._raise(exc, what, model, self._timeout_s if timeout_s is None else timeout_s)
+
+    def _raise(self, exc: grpc.RpcError, what: str, model: str, timeout_s: float) -> NoReturn:
+        raise_translated(
+            exc,
+            endpoint=self._endpoint,
+            status=exc.code().name,
+            reason=exc.details() or "",
+            what=what,
+            model=model,
+            timeout_s=timeout_s,
+        )
+
+
+def _to_bytes(array: NDArray[Any], datatype: str) -> bytes:
+    """One tensor's content, as the protocol's "raw" form has it: little-endian, row by row."""
+    if datatype == "BYTES":
+        serialized = serialize_byte_tensor(array)
+        return serialized.item() if serialized.size else b""
+    if datatype == "BF16":  # the upper half of a float32; the values are on BF16's grid already
+        return (array.view(np.uint32) >> 16).astype(np.uint16).tobytes()
+    return array.tobytes()
+
+
+def _from_bytes(data: bytes, datatype: str) -> NDArray[Any]:
+    if datatype == "BYTES":
+        strings: NDArray[Any] = deserialize_bytes_tensor(data)
+        return strings
+    if datatype == "BF16":
+        return (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return np.frombuffer(data, dtype=DATATYPES[datatype].numpy)
 
 
 def _spec(tensor: Any, optional: bool) -> TensorSpec:  # noqa: FBT001 - a column of the table
