@@ -70,14 +70,14 @@ def tests(session: nox.Session, mlflow: str) -> None:
 @nox.session
 def quickstart(session: nox.Session) -> None:
     """Publish, deploy, predict, compare, update, list, delete: for real, showing each command."""
-    install(session)
+    install(session, "examples")
     session.run("python", "examples/quickstart.py", *session.posargs, env=environment(session))
 
 
 @nox.session
 def examples(session: nox.Session) -> None:
     """Run the scripts in examples/, and check that its models are what their maker makes."""
-    install(session)
+    install(session, "examples")
     session.run("python", "examples/make_models.py", "--check", env=environment(session))
     for script in sorted(Path("examples").glob("*.py")):
         if script.name not in ("make_models.py", "quickstart.py"):
@@ -85,7 +85,7 @@ def examples(session: nox.Session) -> None:
 
 
 #: What must work in an environment that holds one package and nothing but what it asks for.
-ALONE = {
+ALONE: dict[str, list[tuple[str, ...]]] = {
     "triton-repo": [("python", "-c", "import triton_repo.flavors, triton_repo.placement")],
     "mlflow-triton-plugin": [
         ("triton-local", "--help"),

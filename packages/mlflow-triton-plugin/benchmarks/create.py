@@ -58,14 +58,16 @@ def create_less_load(client: Any, uri: str) -> float:
     load_s = 0.0
     load = TritonServers.load
 
-    def timed(self: TritonServers, model: str, **options: Any) -> None:
+    def timed(self: TritonServers, model: str, **options: Any) -> Any:
         nonlocal load_s
         begin = time.perf_counter()
-        load(self, model, **options)
-        load_s += time.perf_counter() - begin
+        try:
+            return load(self, model, **options)
+        finally:
+            load_s += time.perf_counter() - begin
 
     os.sync()  # what earlier rounds wrote must not be flushed on our time
-    TritonServers.load = timed  # type: ignore[method-assign]
+    TritonServers.load = timed  # type: ignore[method-assign,assignment]
     try:
         begin = time.perf_counter()
         client.create_deployment("copied", uri)

@@ -38,8 +38,11 @@ def run(triton: LocalTriton, folder: Path, *, quick: bool) -> None:
     client.delete_deployment("identity")
 
 
-def raw_infer(client: tritonclient.grpc.InferenceServerClient, x: NDArray[np.float32]) -> object:
+def raw_infer(
+    client: tritonclient.grpc.InferenceServerClient, x: NDArray[np.float32]
+) -> NDArray[np.float32]:
     """What one would write without the plugin."""
     tensor = tritonclient.grpc.InferInput("x", x.shape, "FP32")
     tensor.set_data_from_numpy(x)
-    return client.infer("identity", [tensor]).as_numpy("y")
+    answer: NDArray[np.float32] = client.infer("identity", [tensor]).as_numpy("y")
+    return answer

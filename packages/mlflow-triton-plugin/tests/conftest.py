@@ -70,7 +70,8 @@ def environment(
 
 @pytest.fixture
 def client(environment: Callable[..., None]) -> TritonDeploymentClient:
-    return get_deploy_client("triton")
+    made: TritonDeploymentClient = get_deploy_client("triton")
+    return made
 
 
 @pytest.fixture

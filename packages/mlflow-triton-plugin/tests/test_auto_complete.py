@@ -30,7 +30,8 @@ def completing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalTriton
 @pytest.fixture
 def client(completing: LocalTriton, monkeypatch: pytest.MonkeyPatch) -> TritonDeploymentClient:
     monkeypatch.setenv("TRITON_MODEL_REPO", completing.model_repository)
-    return get_deploy_client(f"triton://{completing.grpc_url}")
+    made: TritonDeploymentClient = get_deploy_client(f"triton://{completing.grpc_url}")
+    return made
 
 
 def answer(client: TritonDeploymentClient, name: str) -> list[float]:

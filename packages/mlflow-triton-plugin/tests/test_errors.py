@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import socket
@@ -14,7 +15,10 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_triton_plugin.translate import ERROR_CODES
 from triton_repo import errors as repo_errors
+from triton_repo.entry import check_name
 from triton_repo.journal import Journal
+from triton_repo.placement import ModelPlace
+from triton_repo.store import open_store
 
 from .models import ONE_INSTANCE, PYTHON_CONFIG, log_scale, python_directory, python_source
 
@@ -222,7 +226,8 @@ def test_files_outside_the_model_never_reach_the_repository(
     (tmp_path / "secret").write_text("s")
     for flavor in ("onnx", "triton"):
         uri = mlmodel(tmp_path / "model", {flavor: {"data": data}})
-        refused(lambda uri=uri: client.create_deployment(name, uri), "INVALID_PARAMETER_VALUE")
+        create = functools.partial(client.create_deployment, name, uri)
+        refused(create, "INVALID_PARAMETER_VALUE")
     assert not (repository / name).exists()
 
 
@@ -244,11 +249,8 @@ def test_an_unknown_flavor_names_those_that_are_served(
 ) -> None:
     uri = mlmodel(tmp_path, {"sklearn": {}})
     for flavor in (None, "sklearn", "onnx"):
-        refused(
-            lambda flavor=flavor: client.create_deployment(name, uri, flavor=flavor),
-            "INVALID_PARAMETER_VALUE",
-            "triton, onnx",
-        )
+        create = functools.partial(client.create_deployment, name, uri, flavor=flavor)
+        refused(create, "INVALID_PARAMETER_VALUE", "triton, onnx")
 
 
 def test_an_unknown_option_is_refused_with_the_nearest_known_one(
@@ -303,10 +305,7 @@ def test_a_load_slower_than_its_deadline_says_so_and_leaves_nothing(
 def test_a_lock_names_its_holder(
     client: TritonDeploymentClient, name: str, scale: str, repository: Path
 ) -> None:
-    from triton_repo.placement import ModelPlace  # noqa: PLC0415
-    from triton_repo.store import open_store  # noqa: PLC0415
-
-    with ModelPlace(open_store(str(repository)), name).lock("ann@host (process 7)"):
+    with ModelPlace(open_store(str(repository)), check_name(name)).lock("ann@host (process 7)"):
         refused(
             lambda: client.create_deployment(name, scale),
             "RESOURCE_CONFLICT",
