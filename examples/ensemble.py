@@ -28,7 +28,7 @@ def main() -> None:
         os.chdir(folder)
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         for result in publish_repository(EXAMPLES):
-            print("published", result)
+            print(result.status, result.name)
 
         repository = Path(folder, "models")
         repository.mkdir()

@@ -15,7 +15,9 @@ from mlflow_triton_plugin.response import Prediction
 from triton_repo.entry import check_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
+
+    from numpy.typing import NDArray
 
     from mlflow_triton_plugin.predict import ModelSchema
     from mlflow_triton_plugin.server import TritonServer
@@ -69,7 +71,8 @@ class Predictor:
     def _send(self, inputs: Any, schema: ModelSchema) -> Prediction:
         tensors = to_tensors(inputs, schema)
         result = self._ask(lambda server: server.infer(schema.name, "", tensors, schema))
-        return Prediction(result.outputs, model_name=schema.name, model_version=result.version)
+        outputs = _in_order(result.outputs, schema)
+        return Prediction(outputs, model_name=schema.name, model_version=result.version)
 
     def _ask(self, call: Callable[[TritonServer], _T]) -> _T:
         """Ask the servers in their order, passing over those that do not answer."""
@@ -79,3 +82,13 @@ class Predictor:
             except ServerUnavailableError as exc:
                 _logger.warning("%s; asking the next server", exc)
         return call(self._servers[-1])
+
+
+def _in_order(
+    outputs: Mapping[str, NDArray[Any]], schema: ModelSchema
+) -> Mapping[str, NDArray[Any]]:
+    """The outputs as the model lists them; an ensemble answers in any order."""
+    if len(outputs) == 1:
+        return outputs
+    known = {spec.name: place for place, spec in enumerate(schema.outputs)}
+    return {name: outputs[name] for name in sorted(outputs, key=lambda name: known.get(name, 0))}
