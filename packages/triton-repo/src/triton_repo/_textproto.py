@@ -30,11 +30,15 @@ _CLOSES = {"{": "}", "<": ">", "[": "]"}
 
 @dataclass(frozen=True)
 class Field:
-    """One top-level field: its name and where it stands in the text, `text[start:end]`."""
+    """One top-level field: its name and where it stands in the text, `text[start:end]`.
+
+    `separator` is where the `;` or `,` after it stands, -1 where there is none.
+    """
 
     name: str
     start: int
     end: int
+    separator: int = -1
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,10 @@ def top_level_fields(text: str) -> list[Field]:
             at += 1
             continue
         last = _value_end(tokens, at + 1)
-        fields.append(Field(token.text, token.start, tokens[last].end))
         at = last + 1
+        separated = at < len(tokens) and tokens[at].text in (";", ",")
+        separator = tokens[at].start if separated else -1
+        fields.append(Field(token.text, token.start, tokens[last].end, separator))
     return fields
 
 
@@ -116,6 +122,10 @@ def set_field(text: str, name: str, replacement: str) -> str:
     pieces: list[str] = []
     at = 0
     for index, field in enumerate(found):
-        pieces += [text[at : field.start], replacement if index == 0 else ""]
+        kept = replacement if index == 0 else ""
+        pieces += [text[at : field.start], kept]
         at = field.end
+        if not kept and field.separator >= 0:  # a separator without its field is no text format
+            pieces.append(text[at : field.separator])
+            at = field.separator + 1
     return "".join(pieces) + text[at:]

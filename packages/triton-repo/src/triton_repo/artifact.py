@@ -114,9 +114,12 @@ class ModelArtifact:
         """
         try:
             columns = json.loads(self._signature.get(side) or "[]")
-        except (TypeError, ValueError) as exc:
+        except (TypeError, ValueError, RecursionError) as exc:
             where = self.root / MLMODEL_FILENAME
             raise ArtifactError(f"{where}: signature.{side} is not JSON: {exc}") from exc
+        if not isinstance(columns, list):
+            where = self.root / MLMODEL_FILENAME
+            raise ArtifactError(f"{where}: signature.{side} is no list of columns")
         specs = (_column_spec(column) for column in columns if isinstance(column, Mapping))
         return {spec.name: spec for spec in specs if spec is not None}
 
@@ -131,7 +134,7 @@ def _read_mlmodel(path: Path) -> Mapping[str, Any]:
         ) from exc
     except OSError as exc:
         raise ArtifactError(f"cannot read {path}: {exc.strerror}") from exc
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as exc:
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as exc:
         raise ArtifactError(f"{path} is not YAML: {' '.join(str(exc).split())}") from exc
     if not isinstance(document, Mapping):
         raise ArtifactError(f"{path} is not a mapping; log the model again")

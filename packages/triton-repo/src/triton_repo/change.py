@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from triton_repo.record import DeploymentRecord, FileDigest, Source
 
-__all__ = ["Change", "plan_change", "plan_return"]
+__all__ = ["Change", "plan_change", "plan_return", "shared_now"]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ def plan_change(
     if len(entry.versions) == 1:
         number, reuse = _choose_version(entry, base, wanted_version, keep_base=keep_base)
         keep = _kept(base, number, keep_versions) if keep_base else frozenset({number})
-        return _plan_single(entry.renumbered(number), source, base, reuse=reuse, keep=keep)
+        single = _plan_single(entry.renumbered(number), source, base, reuse=reuse, keep=keep)
+        return _with_shared(single, keep_base=keep_base)
     on_disk = frozenset(base.versions if base else ())
     numbers = frozenset(entry.versions)
     return _with_shared(
@@ -106,7 +107,8 @@ def plan_change(
             load_config=entry.config,
             replaced=on_disk & numbers,
             doomed=on_disk - numbers,
-        )
+        ),
+        keep_base=keep_base,
     )
 
 
@@ -140,19 +142,17 @@ def _plan_single(
     on_disk = frozenset(base.versions if base else ())
     replaced = on_disk & {number} if reuse is None else frozenset()
     crowded = bool(on_disk - {number})
-    return _with_shared(
-        Change(
-            entry=entry,
-            source=source,
-            base=base,
-            place=entry.versions if reuse is None else {},
-            serving=(number,),
-            config=_pinned(entry.config, number) if crowded else entry.config,
-            load_config=_load_config(entry.config, number, crowded=crowded),
-            reuse=reuse,
-            replaced=replaced,
-            doomed=on_disk - keep - replaced,
-        )
+    return Change(
+        entry=entry,
+        source=source,
+        base=base,
+        place=entry.versions if reuse is None else {},
+        serving=(number,),
+        config=_pinned(entry.config, number) if crowded else entry.config,
+        load_config=_load_config(entry.config, number, crowded=crowded),
+        reuse=reuse,
+        replaced=replaced,
+        doomed=on_disk - keep - replaced,
     )
 
 
@@ -173,7 +173,7 @@ def plan_return(
         name=check_name(base.name), flavor=base.flavor, versions={version: Tree()}, config=config
     )
     crowded = len(base.versions) > 1
-    now = _shared_now(base)
+    now = shared_now(base)
     restored = {path: digest for path, digest in seen.shared.items() if now.get(path) != digest}
     return Change(
         entry=entry,
@@ -233,7 +233,7 @@ def _kept(base: DeploymentRecord | None, number: int, keep_versions: int) -> fro
     return frozenset([number, *by_age[: keep_versions - 1]])
 
 
-def _shared_now(base: DeploymentRecord | None) -> Mapping[str, FileDigest]:
+def shared_now(base: DeploymentRecord | None) -> Mapping[str, FileDigest]:
     """The files beside config.pbtxt, as the record has them for the version that serves."""
     serving = (
         [base.versions[number] for number in base.serving if number in base.versions]
@@ -243,9 +243,9 @@ def _shared_now(base: DeploymentRecord | None) -> Mapping[str, FileDigest]:
     return serving[0].shared if serving else {}
 
 
-def _with_shared(change: Change) -> Change:
+def _with_shared(change: Change, *, keep_base: bool) -> Change:
     """Add what happens to the files beside config.pbtxt."""
-    now = _shared_now(change.base)
+    now = shared_now(change.base)
     kept: dict[str, FileDigest] = {}
     fresh = []
     for file in change.entry.shared.files:
@@ -261,5 +261,5 @@ def _with_shared(change: Change) -> Change:
     )
     wanted = set(change.entry.shared.names())
     # Files of an adopted directory stay: nobody said that they were the old model's.
-    gone = tuple(path for path in now if path not in wanted) if ours else ()
+    gone = tuple(path for path in now if path not in wanted) if ours or not keep_base else ()
     return replace(change, shared=Tree(tuple(fresh)), shared_kept=kept, shared_gone=gone)

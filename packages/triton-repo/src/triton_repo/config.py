@@ -153,6 +153,17 @@ class ModelConfig:
         """The versions `version_policy: { specific }` names; empty under any other policy."""
         return tuple(self._message.version_policy.specific.versions)
 
+    def served(self, on_disk: Iterable[int]) -> tuple[int, ...]:
+        """Which version directories Triton serves under this file's version policy."""
+        numbers = sorted(on_disk)
+        policy = self._message.version_policy
+        choice = policy.WhichOneof("policy_choice")
+        if choice == "all":
+            return tuple(numbers)
+        if choice == "specific":
+            return tuple(number for number in numbers if number in policy.specific.versions)
+        return tuple(numbers[-max(1, policy.latest.num_versions) :])  # 1 is Triton's default
+
     @property
     def model_filename(self) -> str:
         """`default_model_filename`, or an empty string."""
@@ -233,8 +244,11 @@ class ModelConfig:
     def _edited(
         self, name: str, replacement: str, expected: model_config_pb2.ModelConfig
     ) -> ModelConfig:
-        edited = ModelConfig.parse(set_field(self.text, name, replacement))
-        if edited._message == expected:  # noqa: SLF001 - the same class
+        try:
+            edited = ModelConfig.parse(set_field(self.text, name, replacement))
+        except ConfigError:
+            edited = None
+        if edited is not None and edited._message == expected:  # noqa: SLF001 - the same class
             return edited
         # Text that our scanner reads otherwise than protobuf does: correct beats pretty.
         return ModelConfig(_print(expected), expected)
@@ -252,7 +266,12 @@ def _fill(tensor: object, spec: TensorSpec, kind: str) -> None:
 
 
 def _spec(tensor: model_config_pb2.ModelInput, kind: str) -> TensorSpec:
-    config_name = model_config_pb2.DataType.Name(tensor.data_type)
+    known = model_config_pb2.DataType.values()
+    config_name = (
+        model_config_pb2.DataType.Name(tensor.data_type)
+        if tensor.data_type in known
+        else str(tensor.data_type)  # text format lets any number stand for an enum
+    )
     try:
         datatype = datatype_of(config_name=config_name).name
     except ConfigError as exc:

@@ -55,6 +55,10 @@ class EntryFile:
     source: Path
     size_bytes: int
 
+    def __post_init__(self) -> None:
+        if not self.path.parts or self.path.is_absolute() or ".." in self.path.parts:
+            raise ArtifactError(f"{str(self.path)!r} cannot be placed: it leaves its directory")
+
 
 @dataclass(frozen=True)
 class Tree:
@@ -124,7 +128,8 @@ def scan_tree(
     root = inside.resolve()
     files: list[EntryFile] = []
     empty: list[PurePosixPath] = []
-    for path, entries in _walk(directory, PurePosixPath(), root, keep or (lambda _: True)):
+    above = frozenset({directory.resolve()})
+    for path, entries in _walk(directory, PurePosixPath(), root, keep or (lambda _: True), above):
         files += entries
         if not entries and path.parts and not any(_listing(directory / path)):
             empty.append(path)
@@ -144,8 +149,12 @@ def _walk(
     at: PurePosixPath,
     root: Path,
     keep: Callable[[PurePosixPath], bool],
+    above: frozenset[Path],
 ) -> Iterator[tuple[PurePosixPath, list[EntryFile]]]:
-    """Yield every directory below `directory / at` with the files that are in it."""
+    """Yield every directory below `directory / at` with the files that are in it.
+
+    `above` holds where the walk is, links resolved: two links can lead to each other in a circle.
+    """
     files: list[EntryFile] = []
     below: list[PurePosixPath] = []
     for entry in _listing(directory / at):
@@ -159,7 +168,10 @@ def _walk(
             files.append(EntryFile(path, Path(entry.path), size_bytes))
     yield at, files
     for path in below:
-        yield from _walk(directory, path, root, keep)
+        target = (directory / path).resolve()
+        if target in above:
+            raise ArtifactError(f"{directory / path} leads in a circle; remove the link")
+        yield from _walk(directory, path, root, keep, above | {target})
 
 
 def check_member(path: Path, root: Path) -> tuple[int, int]:

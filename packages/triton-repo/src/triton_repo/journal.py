@@ -1,6 +1,6 @@
 """The note a change leaves in the model's directory while it is under way.
 
-`<model>/.mlflow-triton/journal.json` says what is being done and what stood there before, so that
+`<model>/_mlflow_triton/journal.json` says what is being done and what stood there before, so that
 the next command can finish or undo it. It is removed last.
 """
 
@@ -13,8 +13,9 @@ from typing import Any
 
 __all__ = ["OUR_DIRECTORY", "Journal"]
 
-#: Inside a model's directory; the leading dot keeps Triton from reading it as a version.
-OUR_DIRECTORY = ".mlflow-triton"
+#: Inside a model's directory. Not a number, so no version to Triton; and sorting after the numbers,
+#: because Triton's auto-complete looks for the model file in the directory that sorts first.
+OUR_DIRECTORY = "_mlflow_triton"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,9 @@ class Journal:
 
     def to_bytes(self) -> bytes:
         """The file's content."""
-        document = {each.name: _encode(getattr(self, each.name)) for each in fields(self)}
+        document = {
+            each.name: _encode(each.name, getattr(self, each.name)) for each in fields(self)
+        }
         return json.dumps(document, indent=2).encode("ascii")
 
     @classmethod
@@ -69,18 +72,24 @@ class Journal:
         document = json.loads(data)
         known = {each.name for each in fields(cls)}
         try:
-            return cls(**{key: _decode(value) for key, value in document.items() if key in known})
+            return cls(
+                **{key: _decode(key, value) for key, value in document.items() if key in known}
+            )
         except (AttributeError, TypeError) as exc:
             raise ValueError(f"not a journal: {exc}") from exc
 
 
-def _encode(value: Any) -> Any:
-    return (
-        {"!base64": base64.b64encode(value).decode("ascii")} if isinstance(value, bytes) else value
-    )
+#: Fields that hold a file's bytes; they travel as base64.
+_FILES = frozenset({"config_before", "config_after", "record_after"})
 
 
-def _decode(value: Any) -> Any:
-    if isinstance(value, dict) and set(value) == {"!base64"}:
-        return base64.b64decode(value["!base64"])
+def _encode(name: str, value: Any) -> Any:
+    if name in _FILES and value is not None:
+        return base64.b64encode(value).decode("ascii")
+    return value
+
+
+def _decode(name: str, value: Any) -> Any:
+    if name in _FILES and value is not None:
+        return base64.b64decode(value, validate=True)
     return tuple(value) if isinstance(value, list) else value

@@ -5,19 +5,22 @@ Rules: Triton's `model_repository.md`, "Repository Layout".
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from triton_repo.config import CONFIG_FILENAME, ModelConfig
-from triton_repo.entry import Tree, scan_tree
+from triton_repo.entry import Tree, check_member, scan_tree
 from triton_repo.errors import ArtifactError, ConfigError, MissingModelFileError
+from triton_repo.journal import OUR_DIRECTORY
+from triton_repo.record import RECORD_FILENAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["ModelDirectory", "version_number"]
+__all__ = ["ModelDirectory", "is_shared_path", "version_number"]
 
 #: What each backend looks for in a version directory when the config names no file; any one will
 #: do. Backends that are not here (FIL, DALI, vLLM, …) choose by parameters: they check themselves.
@@ -31,7 +34,7 @@ _DEFAULT_FILENAMES: Mapping[str, tuple[str, ...]] = {
 }
 
 #: Litter that no model needs, and that would make two identical models differ.
-_LITTER = re.compile(r"__pycache__|\.DS_Store|\.ipynb_checkpoints")
+_LITTER = re.compile(r"__pycache__|\.DS_Store|\.ipynb_checkpoints|\.gitkeep")
 
 
 def version_number(name: str) -> int | None:
@@ -49,6 +52,20 @@ def version_number(name: str) -> int | None:
             "version directories are 1, 2, 3, …: rename it"
         )
     return None
+
+
+def is_shared_path(path: PurePosixPath) -> bool:
+    """Whether a file may stand at `path`, beside config.pbtxt, as one that versions share.
+
+    Not outside the model, in a directory that Triton takes for a version, hidden, or in the place
+    of config.pbtxt or the record.
+    """
+    if not path.parts or path.is_absolute() or ".." in path.parts:
+        return False
+    top = path.parts[0]
+    in_version = len(path.parts) > 1 and re.match(r"\s*[+-]?[0-9]", top)
+    ours = top in _OURS or top.startswith(OUR_DIRECTORY)  # staging areas begin with its name
+    return not in_version and not top.startswith(".") and not ours
 
 
 @dataclass(frozen=True)
@@ -88,8 +105,8 @@ class ModelDirectory:
         if not root.is_dir():
             raise ArtifactError(f"{root} is not a directory")
         config_path = root / CONFIG_FILENAME
-        config = _read_config(config_path) if config_path.exists() else None
         inside = inside or root
+        config = _read_config(config_path, inside) if os.path.lexists(config_path) else None
         trees = _version_trees(root, inside)
         for version in versions:
             trees.setdefault(version, Tree())
@@ -143,7 +160,8 @@ class ModelDirectory:
             )
 
 
-def _read_config(path: Path) -> ModelConfig:
+def _read_config(path: Path, inside: Path) -> ModelConfig:
+    check_member(path, inside.resolve())
     try:
         return ModelConfig.parse(path.read_bytes(), where=str(path))
     except OSError as exc:
@@ -170,7 +188,7 @@ def _shared_tree(root: Path, inside: Path) -> Tree:
 
 
 #: At the top of a model directory these are not the user's shared files.
-_OURS = frozenset({CONFIG_FILENAME, "mlflow-meta.json"})
+_OURS = frozenset({CONFIG_FILENAME, RECORD_FILENAME, OUR_DIRECTORY})
 
 
 def _wanted(path: PurePosixPath) -> bool:

@@ -20,12 +20,15 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from triton_repo._version import WRITER
+from triton_repo.change import shared_now
 from triton_repo.config import CONFIG_FILENAME, ModelConfig
-from triton_repo.errors import ObjectNotFoundError, StoreError
+from triton_repo.errors import ConfigError, ObjectNotFoundError, StoreError
 from triton_repo.journal import OUR_DIRECTORY, Journal
+from triton_repo.layout import is_shared_path
 from triton_repo.record import (
     RECORD_FILENAME,
     DeploymentRecord,
@@ -49,6 +52,9 @@ _JOURNAL = f"{OUR_DIRECTORY}/journal.json"
 _INCOMING = f"{OUR_DIRECTORY}/incoming"
 _REPLACED = f"{OUR_DIRECTORY}/replaced"
 _ASIDE = f"{OUR_DIRECTORY}/shared"
+
+#: What Triton reads where there is no config.pbtxt.
+_NO_CONFIG = ModelConfig.parse("")
 
 
 class PlaceState(enum.Enum):
@@ -86,7 +92,14 @@ class ModelPlace:
             return PlaceState.INTERRUPTED
         if self.store.exists(self._key(RECORD_FILENAME)):
             return PlaceState.DEPLOYED
-        return PlaceState.FOREIGN if self.store.exists(self.name) else PlaceState.ABSENT
+        if not self.store.exists(self.name):
+            return PlaceState.ABSENT
+        below = self.store.children(self.name)
+        if set(below) <= {OUR_DIRECTORY}:  # a change died before its first note, or after its last
+            files = self.store.list_files(self.name)
+            if all(path.startswith(f"{OUR_DIRECTORY}/") for path in files):
+                return PlaceState.INTERRUPTED if below else PlaceState.ABSENT
+        return PlaceState.FOREIGN
 
     def journal(self) -> Journal | None:
         """The change under way, or None.
@@ -130,20 +143,14 @@ class ModelPlace:
         if not self.store.exists(self.name):
             return ()
         names = self.store.children(self.name)
-        return tuple(sorted(int(name) for name in names if name.isdecimal() and name[0] != "0"))
+        return tuple(sorted(int(name) for name in names if _is_version(name)))
 
     def shared_files(self) -> dict[str, int]:
         """The files beside config.pbtxt, with their sizes in bytes."""
         if not self.store.exists(self.name):
             return {}
-        versions = {str(version) for version in self.versions()}
-        return {
-            path: size_bytes
-            for path, size_bytes in self.store.list_files(self.name).items()
-            if path not in (CONFIG_FILENAME, RECORD_FILENAME)
-            and path.split("/")[0] not in versions
-            and not path.startswith(".")
-        }
+        files = self.store.list_files(self.name)
+        return {path: size for path, size in files.items() if is_shared_path(PurePosixPath(path))}
 
     def digests(self, paths: Iterable[str]) -> dict[str, FileDigest]:
         """Digests of files of the model, by path."""
@@ -193,10 +200,11 @@ class ModelPlace:
     def _serving(self, known: DeploymentRecord | None) -> tuple[int, ...]:
         if known is not None and known.serving:
             return known.serving
-        config = self.config()
-        if config is not None and config.pinned_versions:
-            return config.pinned_versions
-        return self.versions()[-1:]
+        try:
+            config = self.config()
+        except ConfigError:  # nothing serves, and what it was meant to serve nobody can say
+            config = None
+        return (config or _NO_CONFIG).served(self.versions())
 
     def _read(self, path: str) -> bytes | None:
         try:
@@ -273,7 +281,10 @@ class ModelPlace:
         """Pin what serves, so that a server that starts now does not take up the new directory."""
         if change.base is None or not change.base.serving or change.replaced or not change.place:
             return
-        config = self.config() or ModelConfig.parse("")
+        try:
+            config = self.config() or _NO_CONFIG
+        except ConfigError:  # no server that starts now can load it
+            return
         if not config.pinned_versions:
             self._write(CONFIG_FILENAME, config.pinned(change.base.serving).data)
 
@@ -334,7 +345,7 @@ class ModelPlace:
             flavor=change.entry.flavor,
             model_uri=change.source.uri,
             triton_model_path=self.uri,
-            serving=change.serving or tuple(sorted(versions)),
+            serving=change.serving or (change.config or _NO_CONFIG).served(versions),
             versions=versions,
         )
 
@@ -387,8 +398,10 @@ class ModelPlace:
         Raises:
             StoreError: something could not be written; the same call goes on where it stopped.
         """
+        self.store.sweep(self.name)
         journal = self.journal()
         if journal is None:
+            self._tidy()
             return None
         if journal.operation == "delete":
             self.remove()
@@ -398,6 +411,13 @@ class ModelPlace:
             return "finished"
         self._undo(journal)
         return "undone"
+
+    def _tidy(self) -> None:
+        """Remove the empty directories of a change that died before its first note."""
+        for key in (self._key(OUR_DIRECTORY), self.name):
+            empty = self.store.exists(key) and not self.store.children(key)
+            if empty and not self.store.list_files(key):
+                self.store.remove(key)
 
     def _finish(self, journal: Journal) -> None:
         if journal.record_after is None:
@@ -410,7 +430,7 @@ class ModelPlace:
         for version in journal.doomed_versions:
             self.store.remove(self._key(str(version)))
         for path in journal.doomed_shared:
-            self.store.remove(self._key(path))
+            self._remove_shared(path)
         self._clean(DeploymentRecord.parse(journal.record_after))
 
     def _undo(self, journal: Journal) -> None:
@@ -424,9 +444,11 @@ class ModelPlace:
         else:
             self._write(CONFIG_FILENAME, journal.config_before)
         try:
-            self._clean(self.record())
-        except RecordError:
-            self._clean(None)
+            record = self.record()
+        except RecordError:  # a later release's, perhaps: nobody can say what it needs
+            self._clean(None, keep_aside=True)
+        else:
+            self._clean(record)
 
     def _put_back_versions(self, journal: Journal) -> None:
         for version in journal.new_versions:
@@ -444,22 +466,29 @@ class ModelPlace:
             if self.store.exists(kept):  # else it was never touched
                 self.store.copy_file(kept, self._key(path))
         for path in journal.shared_added:
-            self.store.remove(self._key(path))
+            self._remove_shared(path)
 
-    def _clean(self, record: DeploymentRecord | None) -> None:
+    def _remove_shared(self, path: str) -> None:
+        """Remove a file beside config.pbtxt, and the directories that only it was in."""
+        self.store.remove(self._key(path))
+        for directory in list(PurePosixPath(path).parents)[:-1]:
+            key = self._key(str(directory))
+            if self.store.exists(key) and not self.store.list_files(key):
+                self.store.remove(key)
+
+    def _clean(self, record: DeploymentRecord | None, *, keep_aside: bool = False) -> None:
         """Remove what the change set aside, but not what a kept version needs to come back."""
         self.store.remove(self._key(_INCOMING))
         self.store.remove(self._key(_REPLACED))
-        versions = record.versions.values() if record else ()
-        wanted = {digest.sha256 for seen in versions for digest in seen.shared.values()}
+        wanted = _set_aside_for(record) if record else set()
         aside = self._key(_ASIDE)
         kept = self.store.list_files(aside) if self.store.exists(aside) else {}
         for sha256 in kept:
-            if sha256 not in wanted:
+            if sha256 not in wanted and not keep_aside:
                 self.store.remove(f"{aside}/{sha256}")
-        self.store.remove(self._key(_JOURNAL))
-        if wanted.isdisjoint(kept):
-            self.store.remove(self._key(OUR_DIRECTORY))
+        # the journal last, and with it what is left of our directory
+        empty = wanted.isdisjoint(kept) and not (keep_aside and kept)
+        self.store.remove(self._key(OUR_DIRECTORY if empty else _JOURNAL))
 
     def _write_journal(self, journal: Journal) -> None:
         self._write(_JOURNAL, journal.to_bytes())
@@ -468,6 +497,21 @@ class ModelPlace:
         """Write unless the content is there already: a file's time stamp means something."""
         if self._read(path) != data:
             self.store.write(self._key(path), data)
+
+
+def _set_aside_for(record: DeploymentRecord) -> set[str]:
+    """The sha256 of what a version on disk had beside config.pbtxt, where something else is now."""
+    now = shared_now(record)
+    return {
+        digest.sha256
+        for seen in record.versions.values()
+        for path, digest in seen.shared.items()
+        if now.get(path) != digest
+    }
+
+
+def _is_version(name: str) -> bool:
+    return name.isascii() and name.isdecimal() and name[0] != "0"
 
 
 def _now() -> str:

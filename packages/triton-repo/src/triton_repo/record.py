@@ -45,7 +45,7 @@ class Source:
     """Where a version came from, resolved as far as it can be.
 
     Attributes:
-        uri: the URI the user gave.
+        uri: the URI the user gave; empty where nobody knows (an adopted version).
         concrete_uri: one that will always mean the same model: `models:/name/7`, `models:/m-…`,
             `runs:/…` or a location.
         registered_name: the registered model, if there is one.
@@ -55,8 +55,8 @@ class Source:
         model_id: MLflow 3's `m-…`, or the older `model_uuid`, if known.
     """
 
-    uri: str
-    concrete_uri: str
+    uri: str = ""
+    concrete_uri: str = ""
     registered_name: str = ""
     registered_version: int = 0
     alias: str = ""
@@ -144,7 +144,7 @@ class DeploymentRecord:
         """
         try:
             document = json.loads(data)
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             raise RecordError(f"{where} is not JSON: {exc}") from exc
         if not isinstance(document, Mapping) or not isinstance(document.get("name"), str):
             raise RecordError(f"{where} is not a deployment record: it has no name")

@@ -23,7 +23,7 @@ class Datatype:
         name: Triton's name in the inference protocol, such as `FP32`.
         config_name: its name in config.pbtxt, such as `TYPE_FP32`.
         numpy: what a client's arrays hold. `BYTES` is `object` (bytes or str elements); `BF16` has
-            no numpy dtype of its own and travels as float32, the way tritonclient does it.
+            no numpy dtype of its own: its values are held as float32.
         onnx: `onnx.TensorProto.DataType`, or None where ONNX has no such type.
         tensor: the dtype MLflow's `TensorSpec` uses for it.
         column: the MLflow `ColSpec` type that becomes this datatype, or None.
@@ -111,7 +111,7 @@ def _by_tensor(dtype: str) -> Datatype | None:
         return _BY_TENSOR[dtype]
     try:
         parsed = np.dtype(dtype)
-    except TypeError:
+    except (TypeError, ValueError, SyntaxError):  # numpy parses "i4,," as Python
         return None
     if parsed.kind in "USO":
         return DATATYPES["BYTES"]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import DecodeError
 
-from triton_repo.errors import ArtifactError
+from triton_repo.errors import ArtifactError, ConfigError
 from triton_repo.tensors import TensorSpec, datatype_of
 
 if TYPE_CHECKING:
@@ -109,7 +109,10 @@ def _tensor(value: onnx.ValueInfoProto, path: Path) -> GraphTensor:
             "tensors only; export the model without ZipMap or sequences"
         )
     tensor = value.type.tensor_type
-    datatype = datatype_of(onnx=tensor.elem_type).name
+    try:
+        datatype = datatype_of(onnx=tensor.elem_type).name
+    except ConfigError as exc:
+        raise ArtifactError(f"{path}: {value.name!r}: {exc}; cast it in the graph") from exc
     if not tensor.HasField("shape"):
         return GraphTensor(value.name, datatype, None)
     dims = tensor.shape.dim
@@ -146,7 +149,7 @@ def _skim_file(path: Path) -> onnx.ModelProto:
         raise ArtifactError(f"cannot read {path}: {exc.strerror}") from exc
     except IndexError as exc:
         raise ArtifactError(f"{path} is not an ONNX model: it ends too early") from exc
-    except (ValueError, DecodeError) as exc:
+    except (ValueError, DecodeError, RecursionError) as exc:
         raise ArtifactError(f"{path} is not an ONNX model: {exc}") from exc
 
 
@@ -202,7 +205,7 @@ def _after_scalar(data: mmap.mmap, at: int, wire_type: int) -> int:
 def _encode(value: int) -> bytes:
     encoded = bytearray()
     while value >= _LAST_BYTE:
-        encoded.append(value & ~_LAST_BYTE | _LAST_BYTE)
+        encoded.append(value & 0x7F | _LAST_BYTE)
         value >>= 7
     encoded.append(value)
     return bytes(encoded)

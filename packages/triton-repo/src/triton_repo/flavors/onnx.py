@@ -6,13 +6,15 @@ the graph, so that the model also loads where the server's auto-complete is off.
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from triton_repo.config import CONFIG_FILENAME, ModelConfig
 from triton_repo.entry import EntryFile, RepositoryEntry, Tree, check_member, scan_tree
-from triton_repo.errors import ConfigError, MissingModelFileError
+from triton_repo.errors import ArtifactError, ConfigError, MissingModelFileError
 from triton_repo.flavors._onnx_graph import GraphTensor, OnnxGraph, read_graph
+from triton_repo.layout import is_shared_path
 
 if TYPE_CHECKING:
     from triton_repo.artifact import ModelArtifact
@@ -76,9 +78,15 @@ def _user_config(artifact: ModelArtifact) -> ModelConfig | None:
 
 def _filename(config: ModelConfig, model_file: Path, base: Path) -> str:
     """What the model file is called in the repository: what the server will look for."""
+    named = config.model_filename
+    if named and (PurePosixPath(named).is_absolute() or ".." in PurePosixPath(named).parts):
+        raise ConfigError(
+            f"{CONFIG_FILENAME}: default_model_filename is {named!r}, outside the version",
+            field="default_model_filename",
+        )
     if config.backend not in ("", BACKEND):
-        return config.model_filename or str(model_file.relative_to(base))
-    return config.model_filename or MODEL_FILENAME
+        return named or str(model_file.relative_to(base))
+    return named or MODEL_FILENAME
 
 
 def _version_tree(
@@ -95,6 +103,11 @@ def _version_tree(
             if file.source != model_file and str(file.path) != CONFIG_FILENAME
         )
         _check_external(artifact, base, graph)
+        if any(file.path == model.path for file in others):
+            raise ArtifactError(
+                f"{base} holds another {filename} than {model_file.name}, the model that MLmodel "
+                "names; remove or rename it"
+            )
         return Tree((model, *others), whole.empty_directories)
     return Tree((model, *_check_external(artifact, base, graph)))
 
@@ -102,9 +115,13 @@ def _version_tree(
 def _check_external(artifact: ModelArtifact, base: Path, graph: OnnxGraph) -> list[EntryFile]:
     files = []
     for location in graph.external_files:
-        relative = (base / location).relative_to(artifact.root)
-        path = artifact.path(str(relative), said_by="the ONNX graph (external data)")
-        size_bytes = check_member(path, artifact.root.resolve())[1]
+        said_by = "the ONNX graph (external data)"
+        if PurePosixPath(location).is_absolute():
+            raise ArtifactError(f"{said_by} names {location!r}, which leaves the model")
+        path = artifact.path(str(base.relative_to(artifact.root) / location), said_by=said_by)
+        mode, size_bytes = check_member(path, artifact.root.resolve())
+        if not stat.S_ISREG(mode):
+            raise ArtifactError(f"{said_by} names {location!r}, which is no file")
         files.append(EntryFile(PurePosixPath(location), path, size_bytes))
     return files
 
@@ -113,9 +130,11 @@ def _shared_tree(artifact: ModelArtifact, config: ModelConfig) -> Tree:
     """The files config.pbtxt names beside itself, from wherever the user can have put them."""
     files = []
     for field, name in config.named_files:
-        if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute():
+        if not is_shared_path(PurePosixPath(name)):
             raise ConfigError(
-                f"{CONFIG_FILENAME}: {field} names {name!r}, outside the model", field=field
+                f"{CONFIG_FILENAME}: {field} names {name!r}, which is outside the model, in a "
+                "version directory or a name of our own; put it beside config.pbtxt",
+                field=field,
             )
         path = artifact.find(name, f"extra_files/{name}", f"extra_files/{PurePosixPath(name).name}")
         if path is None:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["convert"]
 
+_TOO_HIGH = 10**18  # Triton reads versions as 64-bit numbers
+
 
 def convert(artifact: ModelArtifact, name: ModelName, version: int) -> RepositoryEntry:
     """Plan the entry of a model in Triton's layout.
@@ -43,7 +45,7 @@ def _recorded(settings: object) -> list[int]:
     """Version directories the publisher saw; stores that lose empty ones cannot hide them."""
     versions = settings.get("versions", []) if isinstance(settings, dict) else []
     if not isinstance(versions, list) or not all(
-        isinstance(version, int) and version > 0 for version in versions
+        type(version) is int and 0 < version < _TOO_HIGH for version in versions
     ):
         raise ArtifactError(
             f"MLmodel's triton flavor gives versions {versions!r}; a list belongs there"

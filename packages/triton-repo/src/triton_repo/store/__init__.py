@@ -79,6 +79,13 @@ class Store(Protocol):
     def remove(self, key: str) -> None:
         """Remove a file or a whole directory; what is not there is fine."""
 
+    def sweep(self, key: str) -> None:
+        """Remove what a call that was killed left half-made below `key`.
+
+        Only the holder of `key`'s lock may ask for it: to anybody else, a call that is under way
+        looks the same.
+        """
+
     def lock(self, key: str, holder: str) -> AbstractContextManager[None]:
         """Hold the one writer's place for `key`.
 

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,12 +38,16 @@ _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _MISSING = {errno.ENOENT, errno.ENOTDIR}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
+#: What is being written, copied or removed has a name of its own that begins like this, beside its
+#: place. Triton would read "3.tmp" as version 3, and its auto-complete looks for the model file in
+#: the directory that sorts first: the name is no number and sorts after them.
+_TEMPORARY = "_mlflow_triton_tmp-"
+
 
 class LocalStore:
     """See `Store`.
 
-    Staging areas are dotted directories inside a model's own directory: at the root Triton would
-    take them for models, and a name such as `3.tmp` for version 3.
+    Staging areas are inside a model's own directory: at the root Triton would take them for models.
     """
 
     def __init__(self, root: Path) -> None:
@@ -54,7 +58,11 @@ class LocalStore:
         return str(self.root)
 
     def _path(self, key: str) -> Path:
-        return self.root / key if key else self.root
+        if not key:
+            return self.root
+        if not {"", ".", ".."}.isdisjoint(key.split("/")):
+            raise StoreError(f"{key!r} is no key of {self.root}", uri=self.uri, key=key)
+        return self.root / key
 
     def check(self) -> None:
         if not self.root.is_dir():
@@ -98,8 +106,7 @@ class LocalStore:
 
     def write(self, key: str, data: bytes) -> None:
         path = self._path(key)
-        # a name of its own: two writers never share a temporary file
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        temporary = _temporary_beside(path)
         with self._translated(key):
             self._make_directories(path.parent)
             try:
@@ -116,13 +123,14 @@ class LocalStore:
         self, key: str, tree: Tree, on_copied: Callable[[int], None] | None = None
     ) -> dict[str, FileDigest]:
         target = self._path(key)
-        # leading dot: Triton would read "3.tmp" as version 3
-        staging = target.with_name(f".staging-{target.name}-{uuid.uuid4().hex[:8]}")
+        staging = _temporary_beside(target)
         with self._translated(key):
             self._make_directories(target.parent)
+            self._refuse_existing(key)
             try:
                 digests = _fill(staging, tree, on_copied)
-                staging.rename(target)  # refused where a directory with files is there already
+                self._refuse_existing(key)  # rename would replace an empty directory
+                staging.rename(target)
             except BaseException:
                 shutil.rmtree(staging, ignore_errors=True)
                 raise
@@ -139,7 +147,7 @@ class LocalStore:
 
     def copy_file(self, key: str, to: str) -> None:
         source, target = self._path(key), self._path(to)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        temporary = _temporary_beside(target)
         with self._translated(key):
             self._make_directories(target.parent)
             try:
@@ -151,9 +159,13 @@ class LocalStore:
 
     def remove(self, key: str) -> None:
         path = self._path(key)
+        if path == self.root:
+            raise StoreError(
+                f"refused to remove the whole repository {self.root}", uri=self.uri, key=key
+            )
         with self._translated(key):
             if path.is_dir() and not path.is_symlink():
-                trash = path.with_name(f".trash-{uuid.uuid4().hex[:8]}")
+                trash = _temporary_beside(path)
                 if path.parent == self.root:  # at the root a trash directory would be a model
                     trash = path
                 else:
@@ -164,6 +176,15 @@ class LocalStore:
             if path.parent.is_dir():
                 _flush_directory(path.parent)
 
+    def sweep(self, key: str) -> None:
+        with self._translated(key):
+            for directory, below, files in os.walk(self._path(key)):
+                for name in [name for name in below if name.startswith(_TEMPORARY)]:
+                    below.remove(name)
+                    shutil.rmtree(Path(directory, name))
+                for name in [name for name in files if name.startswith(_TEMPORARY)]:
+                    Path(directory, name).unlink(missing_ok=True)
+
     @contextmanager
     def lock(self, key: str, holder: str) -> Iterator[None]:
         path = self._path(key)
@@ -173,8 +194,7 @@ class LocalStore:
         try:
             if descriptor is None:
                 raise _locked_error(key, path)
-            since = datetime.now(timezone.utc).isoformat(timespec="seconds")
-            os.pwrite(descriptor, json.dumps({"holder": holder, "since": since}).encode(), 0)
+            _sign(descriptor, holder)
             yield
         finally:
             if descriptor is not None:
@@ -189,6 +209,12 @@ class LocalStore:
         self._make_directories(directory.parent)
         directory.mkdir(exist_ok=True)
         _flush_directory(directory.parent)
+
+    def _refuse_existing(self, key: str) -> None:
+        if os.path.lexists(self._path(key)):
+            raise StoreError(
+                f"{self._path(key)} is there already; nothing was placed", uri=self.uri, key=key
+            )
 
     @contextmanager
     def _translated(self, key: str) -> Iterator[None]:
@@ -216,6 +242,11 @@ class LocalStore:
                 key=key,
             )
         return StoreUnavailableError(f"{where}: {what}", uri=self.uri, key=key)
+
+
+def _temporary_beside(path: Path) -> Path:
+    """A name that nobody else uses, two writers of the same file included."""
+    return path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
 
 
 def _raise(exc: OSError) -> None:
@@ -262,9 +293,25 @@ def _open_locked(path: Path) -> int | None:
         except BlockingIOError:
             os.close(descriptor)
             return None
-        if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+        if _is_at(path, descriptor):
             return descriptor
         os.close(descriptor)  # its last holder unlinked it in between: take the new one
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _sign(descriptor: int, holder: str) -> None:
+    """Say in a held lock file who holds it."""
+    since = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    # the disk may be full: then others are told less, but what frees space can still be done
+    with suppress(OSError):
+        os.ftruncate(descriptor, 0)  # a killed holder's longer note
+        os.pwrite(descriptor, json.dumps({"holder": holder, "since": since}).encode(), 0)
 
 
 def _locked_error(key: str, path: Path) -> LockedError:

@@ -1,0 +1,343 @@
+"""`LocalStore`: the contract of every store, and what only a directory can show."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import pytest
+
+from triton_repo.errors import (
+    LockedError,
+    ObjectNotFoundError,
+    StoreAccessError,
+    StoreError,
+    StoreUnavailableError,
+)
+from triton_repo.store import LocalStore, open_store
+from triton_repo.testing import StoreContract, make_tree
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+_NOBODY = 65534
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts and changes users")
+
+
+class TestLocalStore(StoreContract):
+    """A directory is a store."""
+
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> LocalStore:
+        root = tmp_path / "repository"
+        root.mkdir()
+        return LocalStore(root)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    root = tmp_path / "repository"
+    root.mkdir()
+    return LocalStore(root)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[LocalStore]:
+    """A repository on a disk of 1 MB."""
+    root = tmp_path / "disk"
+    root.mkdir()
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m,mode=777", "tmpfs", str(root)], check=True
+    )
+    yield LocalStore(root)
+    subprocess.run(["umount", "-l", str(root)], check=True)
+
+
+def everything(store: LocalStore) -> list[str]:
+    """Every path below the root, whatever it is."""
+    return sorted(str(path.relative_to(store.root)) for path in store.root.rglob("*"))
+
+
+def as_nobody(call: Callable[[], str]) -> str:
+    """What `call` returns to a user who owns nothing here; a fork, so that nothing is imported."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([])
+            os.setgid(_NOBODY)
+            os.setuid(_NOBODY)
+            answer = call()
+        except BaseException as exc:  # noqa: BLE001 - told to the parent, which asserts
+            answer = repr(exc)
+        os.write(writing, answer.encode())
+        os._exit(0)
+    os.close(writing)
+    with open(reading, encoding="utf-8") as pipe:  # noqa: PTH123 - a descriptor
+        answer = pipe.read()
+    os.waitpid(child, 0)
+    return answer
+
+
+def open_to_all(directory: Path) -> None:
+    """Temporary directories of pytest let nobody else in."""
+    for each in (directory, *directory.parents):
+        if each.name.startswith(("pytest-", "test_")):
+            each.chmod(0o755)
+
+
+# -- addresses --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spelling", ["{}", "file://{}", "file://localhost{}"])
+def test_paths_and_file_addresses_open_the_same_directory(tmp_path: Path, spelling: str) -> None:
+    store = open_store(spelling.format(tmp_path))
+    assert isinstance(store, LocalStore)
+    assert store.uri == str(tmp_path)
+
+
+def test_an_escaped_file_address_is_decoded_once(tmp_path: Path) -> None:
+    store = open_store(f"file://{tmp_path}/a%20b%2525")
+    assert store.uri == f"{tmp_path}/a b%25"
+
+
+@pytest.mark.parametrize(
+    "address", ["gs://bucket/x", "as://account/x", "https://host/x", "file://elsewhere/x"]
+)
+def test_an_address_that_is_not_served_is_never_a_local_folder(address: str) -> None:
+    with pytest.raises(StoreError) as caught:
+        open_store(address)
+    assert caught.value.uri == address
+
+
+def test_a_repository_that_is_not_there_is_named_with_its_setting(tmp_path: Path) -> None:
+    with pytest.raises(StoreAccessError, match="does not exist; TRITON_MODEL_REPO"):
+        LocalStore(tmp_path / "missing").check()
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreAccessError, match="is not a directory"):
+        LocalStore(tmp_path / "file").check()
+
+
+def test_the_root_is_never_made(tmp_path: Path) -> None:
+    """A mistyped TRITON_MODEL_REPO must not become a directory that no server reads."""
+    store = LocalStore(tmp_path / "missing")
+    with pytest.raises(StoreError):
+        store.write("m/config.pbtxt", b"")
+    with pytest.raises(StoreError):
+        store.place("m/1", make_tree(tmp_path / "source", {"a": b""}))
+    with pytest.raises(StoreError), store.lock(".m.lock", "me"):
+        pass
+    assert not (tmp_path / "missing").exists()
+
+
+@pytest.mark.parametrize("key", ["../outside", "m/../../outside", "m/./x", "/outside"])
+def test_keys_stay_in_the_repository(store: LocalStore, tmp_path: Path, key: str) -> None:
+    with pytest.raises(StoreError, match="no key"):
+        store.write(key, b"x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["repository"]
+    assert everything(store) == []
+
+
+# -- who may read and write -------------------------------------------------------------------
+
+
+def test_the_umask_decides_who_may_read(store: LocalStore, tmp_path: Path) -> None:
+    """The server may run as somebody else; the artifact's own modes say nothing about it."""
+    tree = make_tree(tmp_path / "source", {"run.sh": b"1", "sub/model": b"2"})
+    (tmp_path / "source" / "run.sh").chmod(0o700)
+    (tmp_path / "source" / "sub" / "model").chmod(0o600)
+    (tmp_path / "source" / "sub").chmod(0o700)
+    before = os.umask(0o027)
+    try:
+        store.place("m/1", tree)
+        store.write("m/config.pbtxt", b"")
+        store.copy_file("m/config.pbtxt", "m/copy")
+    finally:
+        os.umask(before)
+    modes = {path: stat.S_IMODE((store.root / path).stat().st_mode) for path in everything(store)}
+    assert modes == {
+        "m": 0o750,
+        "m/1": 0o750,
+        "m/1/run.sh": 0o740,
+        "m/1/sub": 0o750,
+        "m/1/sub/model": 0o640,
+        "m/config.pbtxt": 0o640,
+        "m/copy": 0o640,
+    }
+
+
+@needs_root
+def test_another_user_can_read_what_was_placed(store: LocalStore, tmp_path: Path) -> None:
+    open_to_all(tmp_path)
+    store.place("m/1", make_tree(tmp_path / "source", {"model": b"read me"}))
+    assert as_nobody(lambda: store.read("m/1/model").decode()) == "read me"
+
+
+def test_a_lost_permission_is_an_access_error_that_leaves_nothing(
+    store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root ignores modes: where we are root, the system call says what it says to others."""
+    store.write("m/config.pbtxt", b"old")
+    tree = make_tree(tmp_path / "source", {"a": b"1"})
+    (store.root / "m").chmod(0o555)
+    if os.geteuid() == 0:
+
+        def denied(path: object, *_: object, **__: object) -> None:
+            raise PermissionError(13, "Permission denied", str(path))
+
+        monkeypatch.setattr(os, "mkdir", denied)
+        monkeypatch.setattr(os, "rename", denied)
+        monkeypatch.setattr(os, "replace", denied)
+    for call in (
+        lambda: store.place("m/1", tree),
+        lambda: store.write("m/config.pbtxt", b"new"),
+        lambda: store.move("m/config.pbtxt", "m/moved"),
+    ):
+        with pytest.raises(StoreAccessError, match="must be able to write"):
+            call()
+    monkeypatch.undo()
+    (store.root / "m").chmod(0o755)
+    assert everything(store) == ["m", "m/config.pbtxt"]
+    assert store.read("m/config.pbtxt") == b"old"
+
+
+@needs_root
+def test_a_user_without_rights_gets_access_errors(store: LocalStore, tmp_path: Path) -> None:
+    """With a real other user, from the check to the lock."""
+    open_to_all(tmp_path)
+    store.write("m/config.pbtxt", b"old")
+
+    def refused() -> str:
+        answers = []
+        for call in (
+            store.check,
+            lambda: store.lock(".m.lock", "nobody").__enter__(),
+            lambda: store.write("m/config.pbtxt", b"new"),
+            lambda: store.remove("m"),
+        ):
+            with pytest.raises(StoreAccessError) as caught:
+                call()
+            answers.append(type(caught.value).__name__)
+        return " ".join([*answers, store.read("m/config.pbtxt").decode()])
+
+    assert as_nobody(refused) == "StoreAccessError " * 4 + "old"
+    assert everything(store) == ["m", "m/config.pbtxt"]
+
+
+# -- disks ------------------------------------------------------------------------------------
+
+
+@needs_root
+def test_a_full_disk_is_named_and_leaves_nothing(small_disk: LocalStore, tmp_path: Path) -> None:
+    store = small_disk
+    store.write("m/config.pbtxt", b"old")
+    tree = make_tree(tmp_path / "source", {"a": bytes(1000), "big": bytes(5_000_000)})
+    for call in (
+        lambda: store.place("m/1", tree),
+        lambda: store.write("m/config.pbtxt", bytes(2_000_000)),
+    ):
+        with pytest.raises(StoreUnavailableError, match="make room"):
+            call()
+    assert everything(store) == ["m", "m/config.pbtxt"]
+    assert store.read("m/config.pbtxt") == b"old"
+
+
+@needs_root
+def test_a_full_disk_still_lets_things_be_locked_and_removed(small_disk: LocalStore) -> None:
+    """What frees space must work where there is none."""
+    store = small_disk
+    store.write("m/file", bytes(10_000))
+    filler = store.root / "filler"
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    with store.lock(".m.lock", "me"):
+        with pytest.raises(LockedError), store.lock(".m.lock", "other"):
+            pass
+        store.remove("m/file")
+        store.remove("m")
+    assert everything(store) == ["filler"]
+
+
+@needs_root
+def test_a_read_only_disk_is_an_access_error(small_disk: LocalStore, tmp_path: Path) -> None:
+    store = small_disk
+    store.write("m/config.pbtxt", b"old")
+    subprocess.run(["mount", "-o", "remount,ro", str(store.root)], check=True)
+    with pytest.raises(StoreAccessError, match="cannot be written"):
+        store.check()
+    for call in (
+        lambda: store.write("m/config.pbtxt", b"new"),
+        lambda: store.place("m/1", make_tree(tmp_path / "source", {"a": b""})),
+        lambda: store.remove("m"),
+    ):
+        with pytest.raises(StoreAccessError, match="Read-only"):
+            call()
+    assert store.read("m/config.pbtxt") == b"old"
+
+
+# -- links and leftovers ----------------------------------------------------------------------
+
+
+def test_removing_a_link_leaves_what_it_leads_to(store: LocalStore, tmp_path: Path) -> None:
+    """A directory that somebody linked into the repository is not ours to empty."""
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").write_bytes(b"x")
+    (store.root / "m").mkdir()
+    (store.root / "m" / "1").symlink_to(tmp_path / "precious")
+    (store.root / "linked").symlink_to(tmp_path / "precious")
+    store.remove("m")
+    store.remove("linked")
+    assert everything(store) == []
+    assert (tmp_path / "precious" / "file").read_bytes() == b"x"
+
+
+def test_a_file_in_the_way_of_a_directory_is_an_error(store: LocalStore) -> None:
+    store.write("m", b"a file")
+    with pytest.raises(StoreError):
+        store.write("m/config.pbtxt", b"")
+    with pytest.raises(ObjectNotFoundError):
+        store.children("m")
+    assert store.read("m") == b"a file"
+
+
+def test_every_temporary_name_is_hidden_from_triton(
+    store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No digit in front, or it would be a version; not at the root, where it would be a model.
+
+    And sorted after the versions: auto-complete looks into the directory that sorts first.
+    """
+    seen: set[str] = set()
+    real_fsync = os.fsync
+
+    def look(descriptor: int) -> None:
+        seen.update(everything(store))
+        real_fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", look)
+    store.write("m/config.pbtxt", b"")
+    store.place("m/1", make_tree(tmp_path / "source", {"a": b""}))
+    store.copy_file("m/config.pbtxt", "m/2.copy")
+    temporary = {path for path in seen if "_mlflow_triton_tmp" in path}
+    assert len({path.split("/")[1] for path in temporary}) == 3
+    assert all(path.startswith("m/_mlflow_triton_tmp-") for path in temporary)
+    assert not [path for path in everything(store) if "tmp" in path]
+
+
+def test_sweeping_takes_what_killed_calls_left(store: LocalStore) -> None:
+    """Half-written files, half-copied and half-removed directories, at any depth."""
+    store.write("m/1/a", b"x")
+    store.write("m/sub/file", b"x")
+    store.write("other/_mlflow_triton_tmp-1/x", b"another model's, whose lock we do not hold")
+    for path in ("m/_mlflow_triton_tmp-1/deep/a", "m/sub/_mlflow_triton_tmp-2"):
+        (store.root / path).parent.mkdir(parents=True, exist_ok=True)
+        (store.root / path).write_bytes(b"half")
+    store.sweep("m")
+    assert store.list_files("m") == {"1/a": 1, "sub/file": 1}
+    assert store.children("m") == ["1", "sub"]
+    assert store.list_files("other")

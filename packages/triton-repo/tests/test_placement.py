@@ -1,0 +1,812 @@
+"""`ModelPlace` and the plans it carries out: nothing is lost, whatever happens in between."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from triton_repo.change import plan_change, plan_return
+from triton_repo.config import ModelConfig
+from triton_repo.entry import RepositoryEntry, Tree, check_name, scan_tree
+from triton_repo.errors import ConfigError, LockedError, ObjectNotFoundError, StoreError
+from triton_repo.placement import ModelPlace, PlaceState
+from triton_repo.record import DeploymentRecord, Source
+from triton_repo.store import LocalStore
+from triton_repo.testing import FaultyStore, make_tree
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from triton_repo.change import Change
+    from triton_repo.store import Store
+
+    Step = Callable[[ModelPlace], None]
+    #: Every path of a model's directory with its content, None for a directory.
+    Snapshot = dict[str, bytes | None]
+
+NAME = check_name("resnet")
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a user deploys."""
+
+    versions: Mapping[int, Mapping[str, bytes]]
+    config: str | None = None
+    shared: Mapping[str, bytes] = field(default_factory=dict)
+
+
+def python_model(text: str, **shared: bytes) -> Model:
+    files = {"model.py": text.encode(), "data/weights": text.encode() * 100}
+    config = f'# tuned by hand for {text}\nname: "resnet"\nbackend: "python"\n'
+    return Model(
+        {1: files}, config, {path.replace("__", "/"): data for path, data in shared.items()}
+    )
+
+
+MODELS = {
+    "one": python_model("one"),
+    "two": python_model("two"),
+    "three": python_model("three"),
+    "bare one": Model({1: {"model.onnx": b"one"}}),
+    "bare two": Model({1: {"model.onnx": b"two"}}),
+    "cats": python_model("cats", labels=b"cat", vocab__old=b"miaow", same=b"same"),
+    "dogs": python_model("dogs", labels=b"dog", words__new=b"woof", same=b"same"),
+    "set 1-2": Model({1: {"model.py": b"1"}, 2: {"model.py": b"2"}}, 'backend: "python"\n'),
+    "set 2-3": Model({2: {"model.py": b"new 2"}, 3: {"model.py": b"3"}}, 'backend: "python"\n'),
+    "ensemble": Model({1: {}}, 'platform: "ensemble" # first\n'),
+    "ensemble again": Model({1: {}}, 'platform: "ensemble" # second\n'),
+}
+
+
+@dataclass
+class Bench:
+    """A repository, and the models that can be deployed to it."""
+
+    directory: Path
+
+    def __post_init__(self) -> None:
+        self.root = self.directory / "repository"
+        self.root.mkdir()
+        self.entries = {label: self._entry(label, model) for label, model in MODELS.items()}
+
+    def _entry(self, label: str, model: Model) -> RepositoryEntry:
+        sources = self.directory / "sources" / label
+        return RepositoryEntry(
+            name=NAME,
+            flavor="triton",
+            versions={
+                number: make_tree(sources / str(number), files)
+                for number, files in model.versions.items()
+            },
+            shared=make_tree(sources / "shared", model.shared),
+            config=ModelConfig.parse(model.config) if model.config is not None else None,
+        )
+
+    @property
+    def place(self) -> ModelPlace:
+        """A new one, as every command makes it."""
+        return ModelPlace(LocalStore(self.root), NAME)
+
+    @property
+    def model(self) -> Path:
+        return self.root / NAME
+
+    def snapshot(self) -> Snapshot | None:
+        if not self.model.exists():
+            return None
+        return {
+            str(path.relative_to(self.model)): None if path.is_dir() else path.read_bytes()
+            for path in self.model.rglob("*")
+        }
+
+    def keep(self) -> None:
+        """Remember what stands there, for `restore`."""
+        shutil.rmtree(self.directory / "kept", ignore_errors=True)
+        shutil.copytree(self.root, self.directory / "kept")
+
+    def restore(self) -> None:
+        shutil.rmtree(self.root)
+        shutil.copytree(self.directory / "kept", self.root)
+
+    # -- steps: what a command does to a place --------------------------------------------
+
+    def deploy(self, label: str, wanted: int = 0, **options: Any) -> Step:
+        def step(place: ModelPlace) -> None:
+            change = self.plan(place, label, wanted, **options)
+            place.commit(change, place.stage(change, operation="update", holder="me"))
+
+        return step
+
+    def plan(self, place: ModelPlace, label: str, wanted: int = 0, **options: Any) -> Change:
+        source = Source(f"models:/resnet/{label}", f"models:/resnet/{label}")
+        return plan_change(
+            self.entries[label], source, base=base_of(place), wanted_version=wanted, **options
+        )
+
+    def back_to(self, version: int) -> Step:
+        def step(place: ModelPlace) -> None:
+            base = base_of(place)
+            assert base is not None
+            change = plan_return(base, version, source=base.versions[version].source)
+            place.commit(change, place.stage(change, operation="update", holder="me"))
+
+        return step
+
+    def delete(self, place: ModelPlace) -> None:
+        if place.state() is not PlaceState.ABSENT:
+            place.begin_delete("me")
+            place.remove()
+
+    def foreign(self, _: ModelPlace) -> None:
+        """Somebody made a model by hand: two versions, no pin, a label file."""
+        for path, content in FOREIGN.items():
+            (self.model / path).parent.mkdir(parents=True, exist_ok=True)
+            (self.model / path).write_bytes(content)
+
+
+FOREIGN = {
+    "config.pbtxt": b'# by hand \xff\nbackend: "python"\n',
+    "labels.txt": b"by hand",
+    "1/model.py": b"foreign 1",
+    "2/model.py": b"foreign 2",
+}
+
+
+def base_of(place: ModelPlace) -> DeploymentRecord | None:
+    """What a command starts from: the record where it knows everything, else a look around."""
+    if place.state() is PlaceState.ABSENT:
+        return None
+    record = place.record()
+    if record is not None and set(record.versions) == set(place.versions()):
+        return record
+    return place.take_stock()
+
+
+@pytest.fixture(autouse=True)
+def _same_time_and_no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("triton_repo.placement._now", lambda: "2026-01-01T00:00:00+00:00")
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    """In memory where there is such a file system: thousands of small directories come and go."""
+    memory = "/dev/shm"  # noqa: S108 - a directory of our own in it
+    with TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as directory:
+        yield Bench(Path(directory))
+
+
+def config_of(bench: Bench) -> ModelConfig:
+    return ModelConfig.parse((bench.model / "config.pbtxt").read_bytes())
+
+
+def record_of(bench: Bench) -> DeploymentRecord:
+    record = bench.place.record()
+    assert record is not None
+    return record
+
+
+def files_of(bench: Bench) -> list[str]:
+    return sorted(bench.place.store.list_files(NAME))
+
+
+# -- create -----------------------------------------------------------------------------------
+
+
+def test_a_created_model_stands_as_its_files_say(bench: Bench) -> None:
+    """Files, config.pbtxt to the byte, and a record that knows every digest."""
+    bench.deploy("cats", wanted=7)(bench.place)
+    cats = MODELS["cats"]
+    assert cats.config is not None
+    assert bench.place.state() is PlaceState.DEPLOYED
+    assert files_of(bench) == [
+        "7/data/weights",
+        "7/model.py",
+        "config.pbtxt",
+        "labels",
+        "mlflow-meta.json",
+        "same",
+        "vocab/old",
+    ]
+    assert (bench.model / "config.pbtxt").read_bytes() == cats.config.encode()
+    record = record_of(bench)
+    place = bench.place
+    assert record.serving == (7,)
+    assert record.triton_model_path == place.uri
+    assert record.versions[7].files == {
+        path: place.store.digest(f"resnet/7/{path}") for path in cats.versions[1]
+    }
+    assert record.versions[7].shared == place.digests(cats.shared)
+    assert record.versions[7].config == cats.config
+    assert record.versions[7].placed_by.startswith("triton-repo ")
+
+
+def test_a_created_model_is_not_pinned_while_it_is_alone(bench: Bench) -> None:
+    """But the load that validates it is: a server may know an older override."""
+    change = bench.plan(bench.place, "one", wanted=3)
+    assert change.config is not None
+    assert change.config.pinned_versions == ()
+    assert change.load_config is not None
+    assert change.load_config.pinned_versions == (3,)
+
+
+def test_a_model_without_a_config_is_loaded_plainly_and_gets_none(bench: Bench) -> None:
+    assert bench.plan(bench.place, "bare one").load_config is None
+    bench.deploy("bare one")(bench.place)
+    assert files_of(bench) == ["1/model.onnx", "mlflow-meta.json"]
+
+
+def test_staging_leaves_config_and_record_alone(bench: Bench) -> None:
+    """A create that is being validated has neither; an update has the old ones."""
+    change = bench.plan(bench.place, "one")
+    bench.place.stage(change, operation="create", holder="alice")
+    assert bench.place.state() is PlaceState.INTERRUPTED
+    assert files_of(bench) == ["1/data/weights", "1/model.py", "_mlflow_triton/journal.json"]
+    journal = bench.place.journal()
+    assert journal is not None
+    assert (journal.operation, journal.holder, journal.created) == ("create", "alice", True)
+
+
+def test_a_create_that_is_not_committed_is_undone_to_nothing(bench: Bench) -> None:
+    bench.place.stage(bench.plan(bench.place, "cats"), operation="create", holder="me")
+    assert bench.place.recover() == "undone"
+    assert list(bench.root.iterdir()) == []
+
+
+def test_neighbours_sharing_a_prefix_are_left_alone(bench: Bench) -> None:
+    """`resnet50` and `resnet.bak` are not `resnet`."""
+    for name in ("resnet50", "resnet.bak", "resnet-1"):
+        (bench.root / name / "1").mkdir(parents=True)
+    bench.deploy("one")(bench.place)
+    bench.delete(bench.place)
+    assert sorted(path.name for path in bench.root.iterdir()) == [
+        "resnet-1",
+        "resnet.bak",
+        "resnet50",
+    ]
+
+
+# -- update -----------------------------------------------------------------------------------
+
+
+def test_an_update_adds_its_version_beside_the_old_one_and_pins_it(bench: Bench) -> None:
+    bench.deploy("one", wanted=1)(bench.place)
+    bench.deploy("two", wanted=2)(bench.place)
+    assert bench.place.versions() == (1, 2)
+    assert config_of(bench).pinned_versions == (2,)
+    assert config_of(bench).text.startswith("# tuned by hand for two\n")
+    assert record_of(bench).serving == (2,)
+    assert set(record_of(bench).versions) == {1, 2}
+
+
+def test_the_old_version_is_pinned_before_the_new_directory_appears(bench: Bench) -> None:
+    """A server that starts while the new version is validated serves the old one."""
+    bench.deploy("one", wanted=1)(bench.place)
+    bench.place.stage(bench.plan(bench.place, "two", 2), operation="update", holder="me")
+    assert bench.place.versions() == (1, 2)
+    assert config_of(bench).pinned_versions == (1,)
+    assert config_of(bench).text.startswith("# tuned by hand for one\n")
+
+
+def test_an_update_that_is_not_committed_is_undone_to_the_byte(bench: Bench) -> None:
+    """A load that failed costs nothing, label files and hand-tuned config included."""
+    bench.deploy("cats", wanted=1)(bench.place)
+    before = bench.snapshot()
+    bench.place.stage(bench.plan(bench.place, "dogs", 2), operation="update", holder="me")
+    assert bench.snapshot() != before
+    assert bench.place.recover() == "undone"
+    assert bench.snapshot() == before
+    assert bench.place.recover() is None
+
+
+def test_a_number_that_another_model_has_is_not_overwritten(bench: Bench) -> None:
+    """Version directories never change once they are visible: the next free number is taken."""
+    bench.deploy("one", wanted=5)(bench.place)
+    bench.deploy("two", wanted=5)(bench.place)
+    assert bench.place.versions() == (5, 6)
+    assert (bench.model / "5" / "model.py").read_bytes() == b"one"
+    assert record_of(bench).serving == (6,)
+
+
+def test_the_same_content_is_not_copied_again(bench: Bench) -> None:
+    """A model without a registry version that is deployed twice stays one directory."""
+    bench.deploy("one")(bench.place)
+    change = bench.plan(bench.place, "one")
+    assert (change.reuse, dict(change.place), change.size_bytes) == (1, {}, 0)
+    bench.deploy("one")(bench.place)
+    assert bench.place.versions() == (1,)
+
+
+def test_the_same_files_with_another_config_change_only_the_config(bench: Bench) -> None:
+    """A config that was tuned since is taken over, and the record knows it."""
+    bench.deploy("ensemble")(bench.place)
+    bench.deploy("ensemble again")(bench.place)
+    assert bench.place.versions() == (1,)
+    assert config_of(bench).text == 'platform: "ensemble" # second\n'
+    assert record_of(bench).versions[1].config == 'platform: "ensemble" # second\n'
+
+
+@pytest.mark.parametrize(("keep_versions", "left"), [(1, (4,)), (2, (3, 4)), (9, (1, 2, 3, 4))])
+def test_old_versions_are_pruned_down_to_what_may_stay(
+    bench: Bench, keep_versions: int, left: tuple[int, ...]
+) -> None:
+    for number, label in enumerate(("one", "two", "three", "bare one"), start=1):
+        bench.deploy(label, number, keep_versions=9 if number < 4 else keep_versions)(bench.place)
+    assert bench.place.versions() == left
+    assert tuple(record_of(bench).versions) == left
+    assert config_of(bench).pinned_versions == (4,)
+
+
+def test_what_serves_outlives_what_was_placed_later(bench: Bench) -> None:
+    """After going back, the next update keeps the version that served, not the youngest."""
+    for number, label in enumerate(("one", "two"), start=1):
+        bench.deploy(label, number)(bench.place)
+    bench.back_to(1)(bench.place)
+    bench.deploy("three", 3, keep_versions=2)(bench.place)
+    assert bench.place.versions() == (1, 3)
+
+
+def test_keeping_no_version_is_refused_before_anything_is_written(bench: Bench) -> None:
+    bench.deploy("one")(bench.place)
+    before = bench.snapshot()
+    with pytest.raises(ConfigError, match="keep_versions"):
+        bench.deploy("two", keep_versions=0)(bench.place)
+    assert bench.snapshot() == before
+
+
+# -- going back -------------------------------------------------------------------------------
+
+
+def test_going_back_moves_no_bytes_and_restores_the_config(bench: Bench) -> None:
+    bench.deploy("one", wanted=1)(bench.place)
+    bench.deploy("two", wanted=2)(bench.place)
+    store = FaultyStore(LocalStore(bench.root))
+    bench.back_to(1)(ModelPlace(store, NAME))
+    assert not [call for call in store.calls if call.startswith(("place", "copy_file"))]
+    assert config_of(bench).pinned_versions == (1,)
+    assert config_of(bench).unpinned().text.strip() == str(MODELS["one"].config).strip()
+    assert record_of(bench).serving == (1,)
+    assert bench.place.versions() == (1, 2)
+
+
+def test_shared_files_change_with_the_version_and_come_back(bench: Bench) -> None:
+    """There and back as often as one likes."""
+    bench.deploy("cats", wanted=1)(bench.place)
+    bench.deploy("dogs", wanted=2)(bench.place)
+    for _ in range(2):
+        assert (bench.model / "labels").read_bytes() == b"dog"
+        assert (bench.model / "words" / "new").read_bytes() == b"woof"
+        assert not (bench.model / "vocab").exists()
+        bench.back_to(1)(bench.place)
+        assert (bench.model / "labels").read_bytes() == b"cat"
+        assert (bench.model / "vocab" / "old").read_bytes() == b"miaow"
+        assert (bench.model / "same").read_bytes() == b"same"
+        assert not (bench.model / "words").exists()
+        bench.back_to(2)(bench.place)
+
+
+def test_only_what_a_version_needs_to_come_back_is_kept_aside(bench: Bench) -> None:
+    """And nothing once that version is pruned."""
+    bench.deploy("cats", wanted=1)(bench.place)
+    bench.deploy("dogs", wanted=2)(bench.place)
+    aside = bench.model / "_mlflow_triton" / "shared"
+    assert sorted(path.read_bytes() for path in aside.iterdir()) == [b"cat", b"miaow"]
+    bench.deploy("one", wanted=3)(bench.place)
+    assert sorted(path.read_bytes() for path in aside.iterdir()) == [b"dog", b"same", b"woof"]
+    bench.deploy("two", wanted=4)(bench.place)
+    assert not (bench.model / "_mlflow_triton").exists()
+
+
+# -- several versions of a model's own --------------------------------------------------------
+
+
+def test_a_set_keeps_its_own_numbers_and_policy(bench: Bench) -> None:
+    bench.deploy("set 1-2", wanted=9)(bench.place)
+    assert bench.place.versions() == (1, 2)
+    assert config_of(bench).pinned_versions == ()
+    assert record_of(bench).serving == (2,)  # Triton's default policy
+
+
+def test_a_set_is_replaced_as_a_set(bench: Bench) -> None:
+    """{1, 2} by {2, 3}: nothing of the old set stays to be served."""
+    bench.deploy("set 1-2")(bench.place)
+    bench.deploy("set 2-3")(bench.place)
+    assert bench.place.versions() == (2, 3)
+    assert (bench.model / "2" / "model.py").read_bytes() == b"new 2"
+    assert not (bench.model / "_mlflow_triton").exists()
+
+
+def test_a_set_that_is_not_committed_leaves_the_old_set(bench: Bench) -> None:
+    bench.deploy("set 1-2")(bench.place)
+    before = bench.snapshot()
+    bench.place.stage(bench.plan(bench.place, "set 2-3"), operation="update", holder="me")
+    assert bench.place.versions() == (1, 2, 3)
+    assert bench.place.recover() == "undone"
+    assert bench.snapshot() == before
+
+
+# -- directories that are not ours --------------------------------------------------------------
+
+
+def test_a_directory_that_nobody_deployed_is_foreign(bench: Bench) -> None:
+    assert bench.place.state() is PlaceState.ABSENT
+    bench.foreign(bench.place)
+    assert bench.place.state() is PlaceState.FOREIGN
+    assert bench.place.recover() is None
+    assert bench.snapshot() is not None
+
+
+def test_an_adopted_directory_keeps_its_versions_and_its_files(bench: Bench) -> None:
+    bench.foreign(bench.place)
+    bench.deploy("two", keep_versions=9)(bench.place)
+    assert bench.place.versions() == (1, 2, 3)
+    assert config_of(bench).pinned_versions == (3,)
+    assert (bench.model / "labels.txt").read_bytes() == b"by hand"
+
+
+def test_an_adopted_version_can_be_gone_back_to(bench: Bench) -> None:
+    """With its config.pbtxt to the byte, the one that was no UTF-8 included, but for the pin."""
+    bench.foreign(bench.place)
+    bench.deploy("two", keep_versions=9)(bench.place)
+    bench.back_to(2)(bench.place)
+    assert (bench.model / "config.pbtxt").read_bytes().startswith(FOREIGN["config.pbtxt"])
+    assert config_of(bench).pinned_versions == (2,)
+
+
+def test_a_replaced_directory_leaves_nothing_of_itself(bench: Bench) -> None:
+    bench.foreign(bench.place)
+    bench.deploy("one", wanted=1, keep_base=False)(bench.place)
+    assert files_of(bench) == ["1/data/weights", "1/model.py", "config.pbtxt", "mlflow-meta.json"]
+    assert (bench.model / "1" / "model.py").read_bytes() == b"one"
+
+
+def test_a_replaced_directory_comes_back_when_the_new_model_fails(bench: Bench) -> None:
+    bench.foreign(bench.place)
+    before = bench.snapshot()
+    change = bench.plan(bench.place, "one", wanted=1, keep_base=False)
+    bench.place.stage(change, operation="create", holder="me")
+    bench.place.recover()
+    assert bench.snapshot() == before
+    assert bench.place.state() is PlaceState.FOREIGN
+
+
+def test_a_deployment_of_nvidias_plugin_is_ours(bench: Bench) -> None:
+    """It is recognised, and can be updated and deleted."""
+    bench.foreign(bench.place)
+    meta = "{'name': 'resnet', 'triton_model_path': 'x', 'mlflow_model_uri': 'u', 'flavor': 'onnx'}"
+    (bench.model / "mlflow-meta.json").write_text(meta.replace("'", '"'))
+    assert bench.place.state() is PlaceState.DEPLOYED
+    assert bench.place.take_stock().flavor == "onnx"
+    bench.deploy("two")(bench.place)
+    assert config_of(bench).pinned_versions == (3,)
+    bench.delete(bench.place)
+    assert list(bench.root.iterdir()) == []
+
+
+def test_look_alike_digits_are_no_versions(bench: Bench) -> None:
+    """Triton reads ASCII digits; `٣` is a name like any other."""
+    bench.foreign(bench.place)
+    for name in ("٣", "3.tmp", "007", "0", ".staging-3"):
+        (bench.model / name).mkdir()
+    assert bench.place.versions() == (1, 2)
+
+
+# -- delete and locks ---------------------------------------------------------------------------
+
+
+def test_delete_leaves_nothing_behind(bench: Bench) -> None:
+    bench.deploy("cats", 1)(bench.place)
+    bench.deploy("dogs", 2)(bench.place)
+    with bench.place.lock("me"):
+        bench.delete(bench.place)
+    assert list(bench.root.iterdir()) == []
+
+
+def test_an_interrupted_delete_is_recognised_and_finished(bench: Bench) -> None:
+    bench.deploy("one")(bench.place)
+    bench.place.begin_delete("alice")
+    assert bench.place.state() is PlaceState.INTERRUPTED
+    assert bench.place.recover() == "finished"
+    assert bench.place.state() is PlaceState.ABSENT
+
+
+def test_a_model_has_one_writer_and_a_neighbour_another(bench: Bench) -> None:
+    other = ModelPlace(bench.place.store, check_name("resnet2"))
+    with bench.place.lock("alice"), other.lock("bob"):
+        with pytest.raises(LockedError, match="resnet is being changed by alice"):
+            bench.place.lock("bob").__enter__()
+        assert bench.place.state() is PlaceState.ABSENT
+
+
+def test_a_damaged_journal_is_named(bench: Bench) -> None:
+    bench.deploy("one")(bench.place)
+    (bench.model / "_mlflow_triton").mkdir()
+    (bench.model / "_mlflow_triton" / "journal.json").write_text("{")
+    with pytest.raises(StoreError, match="damaged"):
+        bench.place.recover()
+
+
+def test_files_of_another_releases_record_are_not_thrown_away(bench: Bench) -> None:
+    """Undoing under a record that this release cannot read keeps what was set aside."""
+    bench.deploy("cats", 1)(bench.place)
+    bench.deploy("dogs", 2)(bench.place)
+    bench.place.stage(bench.plan(bench.place, "one", 3), operation="update", holder="me")
+    record = bench.model / "mlflow-meta.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"schema_version": 99}))
+    bench.place.recover()
+    aside = bench.model / "_mlflow_triton" / "shared"
+    assert {path.read_bytes() for path in aside.iterdir()} >= {b"cat", b"miaow"}
+
+
+# -- interrupted anywhere ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A change and what stands there before it.
+
+    `in_place` says that versions of the same number are exchanged, which a reader may see.
+    """
+
+    before: Callable[[Bench], list[Step]]
+    change: Callable[[Bench], Step]
+    in_place: bool = False
+
+
+SCENARIOS = {
+    "create": Scenario(lambda _: [], lambda bench: bench.deploy("cats", 1)),
+    "create without a config": Scenario(lambda _: [], lambda bench: bench.deploy("bare one")),
+    "create a set": Scenario(lambda _: [], lambda bench: bench.deploy("set 1-2")),
+    "update": Scenario(
+        lambda bench: [bench.deploy("one", 1)], lambda bench: bench.deploy("two", 2)
+    ),
+    "update without a config": Scenario(
+        lambda bench: [bench.deploy("bare one", 1)], lambda bench: bench.deploy("bare two", 2)
+    ),
+    "update to no config": Scenario(
+        lambda bench: [bench.deploy("one", 1)],
+        lambda bench: bench.deploy("bare two", 2, keep_versions=1),
+    ),
+    "update and prune": Scenario(
+        lambda bench: [bench.deploy("one", 1), bench.deploy("two", 2)],
+        lambda bench: bench.deploy("three", 3),
+    ),
+    "update of shared files": Scenario(
+        lambda bench: [bench.deploy("cats", 1)], lambda bench: bench.deploy("dogs", 2)
+    ),
+    "update of the config alone": Scenario(
+        lambda bench: [bench.deploy("ensemble")], lambda bench: bench.deploy("ensemble again")
+    ),
+    "update of a set": Scenario(
+        lambda bench: [bench.deploy("set 1-2")],
+        lambda bench: bench.deploy("set 2-3"),
+        in_place=True,
+    ),
+    "update of one version by a set": Scenario(
+        lambda bench: [bench.deploy("one", 2)],
+        lambda bench: bench.deploy("set 2-3"),
+        in_place=True,
+    ),
+    "update of a set by one version": Scenario(
+        lambda bench: [bench.deploy("set 1-2")], lambda bench: bench.deploy("three", 3)
+    ),
+    "return": Scenario(
+        lambda bench: [bench.deploy("one", 1), bench.deploy("two", 2)],
+        lambda bench: bench.back_to(1),
+    ),
+    "return of shared files": Scenario(
+        lambda bench: [bench.deploy("cats", 1), bench.deploy("dogs", 2)],
+        lambda bench: bench.back_to(1),
+    ),
+    "adopt": Scenario(
+        lambda bench: [bench.foreign], lambda bench: bench.deploy("two", keep_versions=9)
+    ),
+    "replace": Scenario(
+        lambda bench: [bench.foreign],
+        lambda bench: bench.deploy("one", 1, keep_base=False),
+        in_place=True,
+    ),
+    "delete": Scenario(
+        lambda bench: [bench.deploy("cats", 1), bench.deploy("dogs", 2)],
+        lambda bench: bench.delete,
+    ),
+}
+
+
+@dataclass
+class Rehearsal:
+    """One scenario: the directory before, after, and after doing it twice."""
+
+    bench: Bench
+    scenario: Scenario
+
+    def __post_init__(self) -> None:
+        for step in self.scenario.before(self.bench):
+            step(self.bench.place)
+        self.bench.keep()
+        self.change = self.scenario.change(self.bench)
+        self.old = self.bench.snapshot()
+        self.old_served = self.served()
+        store = FaultyStore(LocalStore(self.bench.root))
+        self.change(ModelPlace(store, NAME))
+        self.calls = store.calls
+        self.new = self.bench.snapshot()
+        self.new_served = self.served()
+        self.new_again = self._again()
+
+    def _again(self) -> Snapshot | None:
+        self.change(self.bench.place)
+        return self.bench.snapshot()
+
+    def served(self) -> dict[int, Tree] | None:
+        """What a server that starts now would serve; None where it would find nothing."""
+        versions = self.bench.place.versions()
+        if not versions:
+            return None
+        config = self.bench.place.config()
+        pinned = config.pinned_versions if config else ()
+        return {number: self._content(number) for number in pinned or versions[-1:]}
+
+    def _content(self, number: int) -> Any:
+        directory = self.bench.model / str(number)
+        tree = scan_tree(directory, inside=directory)
+        return {str(file.path): file.source.read_bytes() for file in tree.files}
+
+    def check_whole(self, where: str) -> None:
+        """The directory is exactly the old or the new one, and the same command works."""
+        now = self.bench.snapshot()
+        if now != self.old:
+            assert now == self.new, f"neither the old nor the new state: {where}"
+        assert not list(self.bench.root.rglob("journal.json")), where
+        assert not list(self.bench.root.rglob("*_mlflow_triton_tmp*")), where
+        self.change(self.bench.place)
+        assert self.bench.snapshot() in (self.new, self.new_again), f"not repeatable: {where}"
+
+    def check_readers(self, where: str) -> None:
+        """Whoever reads in between finds a version that was committed, whole."""
+        if not self.scenario.in_place and self.old_served is not None:
+            allowed = [self.old_served, self.new_served]
+            if self.new is None:  # a delete: less and less is there
+                return
+            assert self.served() in allowed, where
+
+    def faults(self) -> Iterator[tuple[str, FaultyStore]]:
+        """The old state, and a store that will fail at one of the calls, for each of them."""
+        for fail_at, call in enumerate(self.calls, start=1):
+            for after in (False, True):
+                self.bench.restore()
+                where = f"{'after' if after else 'before'} call {fail_at}, {call}"
+                yield where, FaultyStore(LocalStore(self.bench.root), fail_at, after)
+
+    def interrupt(self, store: Store) -> None:
+        with pytest.raises(StoreError, match="failed on demand"):
+            self.change(ModelPlace(store, NAME))
+
+
+@pytest.fixture(params=SCENARIOS)
+def rehearsal(request: pytest.FixtureRequest, bench: Bench) -> Rehearsal:
+    return Rehearsal(bench, SCENARIOS[request.param])
+
+
+def test_a_change_interrupted_at_any_store_call_is_finished_or_undone(
+    rehearsal: Rehearsal, record_property: Callable[[str, object], None]
+) -> None:
+    """The directory is exactly the old or the new one, and the same command then succeeds."""
+    points = 0
+    for where, store in rehearsal.faults():
+        points += 1
+        rehearsal.interrupt(store)
+        rehearsal.check_readers(where)
+        rehearsal.bench.place.recover()
+        rehearsal.check_whole(where)
+    record_property("fault_points", points)
+    print(f"{points} fault points")  # noqa: T201 - shown with -rP
+    assert points == 2 * len(rehearsal.calls)
+
+
+def test_a_recovery_interrupted_at_any_store_call_is_recovered_from(
+    rehearsal: Rehearsal, record_property: Callable[[str, object], None]
+) -> None:
+    """Whatever fails while a failure is put right."""
+    points = 0
+    for where, store in rehearsal.faults():
+        if not store.after:  # what stood there before a call is what stood there after the last
+            continue
+        rehearsal.interrupt(store)
+        broken = rehearsal.bench.directory / "broken"
+        shutil.copytree(rehearsal.bench.root, broken)
+        for fail_at in count(1):
+            shutil.rmtree(rehearsal.bench.root)
+            shutil.copytree(broken, rehearsal.bench.root)
+            failing = FaultyStore(LocalStore(rehearsal.bench.root), fail_at)
+            try:
+                ModelPlace(failing, NAME).recover()
+            except StoreError:
+                points += 1
+            else:
+                break
+            rehearsal.bench.place.recover()
+            rehearsal.check_whole(f"{where}; then recovery before call {fail_at}")
+        shutil.rmtree(broken)
+    record_property("fault_points", points)
+    print(f"{points} fault points")  # noqa: T201 - shown with -rP
+    assert points
+
+
+#: What changes a directory; a process can die right before each of these calls.
+_SYSTEM_CALLS = ("mkdir", "rename", "replace", "unlink", "rmdir", "fsync")
+
+
+def killed_at(number: int, call: Callable[[], None]) -> bool:
+    """Run `call` in a child that dies at its `number`-th changing system call, with no clean-up.
+
+    Returns:
+        Whether it died; False when it was through before.
+    """
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    calls = count(1)
+
+    def dying(real: Callable[..., Any]) -> Callable[..., Any]:
+        def die_or_do(*arguments: Any, **options: Any) -> Any:
+            if next(calls) == number:
+                os._exit(9)
+            return real(*arguments, **options)
+
+        return die_or_do
+
+    for name in _SYSTEM_CALLS:
+        setattr(os, name, dying(getattr(os, name)))
+    try:
+        call()
+    finally:
+        os._exit(0)
+
+
+@pytest.mark.parametrize(
+    "label", ["create", "update", "update of shared files", "update of a set", "replace", "delete"]
+)
+def test_a_process_killed_at_any_system_call_leaves_what_can_be_recovered(
+    bench: Bench, label: str, record_property: Callable[[str, object], None]
+) -> None:
+    """No half-made file, no staging area and no lock of the dead stays."""
+    rehearsal = Rehearsal(bench, SCENARIOS[label])
+
+    def change() -> None:
+        with bench.place.lock("the dead"):
+            rehearsal.change(bench.place)
+
+    for number in count(1):
+        bench.restore()
+        if not killed_at(number, change):
+            break
+        where = f"killed at system call {number}"
+        rehearsal.check_readers(where)
+        with bench.place.lock("the living"):
+            bench.place.recover()
+        rehearsal.check_whole(where)
+    record_property("fault_points", number - 1)
+    print(f"{number - 1} system calls to die at")  # noqa: T201 - shown with -rP
+    assert number > len(rehearsal.calls)
+
+
+def test_a_version_that_cannot_come_back_is_said_so_and_changes_nothing(bench: Bench) -> None:
+    """Somebody emptied our directory: the label file that version 1 needs is gone."""
+    bench.deploy("cats", 1)(bench.place)
+    bench.deploy("dogs", 2)(bench.place)
+    shutil.rmtree(bench.model / "_mlflow_triton")
+    before = bench.snapshot()
+    with pytest.raises(ObjectNotFoundError):
+        bench.back_to(1)(bench.place)
+    bench.place.recover()
+    assert bench.snapshot() == before
