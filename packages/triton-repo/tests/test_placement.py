@@ -122,7 +122,7 @@ class Bench:
     def deploy(self, label: str, wanted: int = 0, **options: Any) -> Step:
         def step(place: ModelPlace) -> None:
             change = self.plan(place, label, wanted, **options)
-            place.commit(change, place.stage(change, operation="update", holder="me"))
+            place.commit(place.stage(change, operation="update", holder="me"))
 
         return step
 
@@ -137,7 +137,7 @@ class Bench:
             base = base_of(place)
             assert base is not None
             change = plan_return(base, version, source=base.versions[version].source)
-            place.commit(change, place.stage(change, operation="update", holder="me"))
+            place.commit(place.stage(change, operation="update", holder="me"))
 
         return step
 

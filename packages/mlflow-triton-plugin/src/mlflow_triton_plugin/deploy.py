@@ -13,7 +13,7 @@ import getpass
 import logging
 import os
 import socket
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mlflow_triton_plugin.describe import describe, ready_versions
@@ -22,7 +22,12 @@ from mlflow_triton_plugin.fetch import fetched, resolve
 from mlflow_triton_plugin.progress import copying
 from triton_repo.change import Change, plan_change, plan_return
 from triton_repo.entry import check_name
-from triton_repo.errors import DeploymentExistsError, DeploymentNotFoundError, TritonRepoError
+from triton_repo.errors import (
+    DeploymentExistsError,
+    DeploymentNotFoundError,
+    StoreUnavailableError,
+    TritonRepoError,
+)
 from triton_repo.flavors import choose_flavor, convert
 from triton_repo.placement import ModelPlace, PlaceState
 
@@ -90,9 +95,9 @@ class Deployer:
             self._recover(place, options)
             if place.state() is not PlaceState.DEPLOYED:
                 raise _not_deployed(place)
-            base = self._stock(place)
+            base = place.take_stock()
             model = resolve(model_uri or _uri_of(base))
-            version = _kept_version(base, model)
+            version = _kept_version(place, base, model)
             if version is not None and flavor in (None, base.flavor):
                 change = plan_return(
                     base, version, source=model.source, keep_versions=options.keep_versions
@@ -122,7 +127,10 @@ class Deployer:
                 return False
             if state is PlaceState.FOREIGN:
                 raise _foreign(place, "remove its directory by hand if nobody needs it")
-            place.begin_delete(holder())
+            try:
+                place.begin_delete(holder())
+            except StoreUnavailableError as exc:  # a full disk: deleting is what makes room
+                _logger.warning("%s; deleting without a note of it", exc)
             self.servers.settle(name, timeout_s=options.load_timeout_s)
             self.servers.unload(name, timeout_s=options.load_timeout_s)
             place.remove()
@@ -162,23 +170,11 @@ class Deployer:
                 f"{place.name} is deployed already; update it, delete it, or choose another name",
                 name=place.name,
             )
-        return self._stock(place)
+        return place.take_stock()
 
     def _serves(self, place: ModelPlace) -> bool:
         states = self.servers.states(place.name).get(place.name, [])
         return any(state.state == "READY" for state in states)
-
-    def _stock(self, place: ModelPlace) -> DeploymentRecord:
-        """The record, completed by reading what it does not know of: NVIDIA's plugin's, say."""
-        try:
-            record = place.record()
-        except TritonRepoError as exc:
-            _logger.warning("%s; reading the directory instead", exc)
-            return place.take_stock()
-        on_disk = set(place.versions())
-        if record is not None and record.serving and set(record.versions) == on_disk:
-            return record
-        return place.take_stock()
 
     def _deploy(
         self,
@@ -205,6 +201,7 @@ class Deployer:
                 wanted_version=wanted,
                 keep_versions=options.keep_versions,
                 keep_base=options.on_conflict != "replace",
+                edited_config=place.edited_config(),
             )
             return self._apply(place, change, options, operation=operation)
 
@@ -212,9 +209,10 @@ class Deployer:
         self, place: ModelPlace, change: Change, options: Options, *, operation: str
     ) -> dict[str, Any]:
         """Stage, validate, commit; or put everything back."""
+        staged = None
         try:
             with copying(place.name, change.size_bytes) as on_copied:
-                record = place.stage(
+                staged = place.stage(
                     change, operation=operation, holder=holder(), on_copied=on_copied
                 )
             states = self.servers.load(
@@ -224,9 +222,10 @@ class Deployer:
                 timeout_s=options.load_timeout_s,
             )
             # where the model's own policy decides, the server has just said what it serves
-            record = replace(record, serving=ready_versions(states))
-            place.commit(change, record)
+            place.commit(staged, serving=ready_versions(states))
         except BaseException:  # Ctrl-C too: what was begun is put back before it goes on
+            if staged is not None:
+                staged.abandon()
             self._put_back(place, change)
             raise
         return describe(place, states, len(self.servers))
@@ -273,14 +272,14 @@ def holder() -> str:
     return f"{user}@{socket.gethostname()} (process {os.getpid()})"
 
 
-def _kept_version(base: DeploymentRecord, model: ResolvedModel) -> int | None:
+def _kept_version(place: ModelPlace, base: DeploymentRecord, model: ResolvedModel) -> int | None:
     """A version on disk that is certainly the model asked for, and not the one that serves.
 
     What serves is fetched and compared instead: its config.pbtxt may have been logged since.
     """
     for number, seen in base.versions.items():
         if number not in base.serving and seen.source.same_model(model.source):
-            return number
+            return number if place.can_return(base, number) else None
     return None
 
 

@@ -76,6 +76,7 @@ def plan_change(
     wanted_version: int = 0,
     keep_versions: int = 2,
     keep_base: bool = True,
+    edited_config: ModelConfig | None = None,
 ) -> Change:
     """Plan to serve `entry`.
 
@@ -85,12 +86,17 @@ def plan_change(
         base: what stands there now, every version directory included; None for nothing.
         wanted_version: the number a single version should have; 0 for the next free one. Where
             another model already has that number, the next free one is taken: version directories
-            never change once they are visible.
+            never change once they are visible. Where it is this very model and its files are no
+            longer what they were, they are replaced.
         keep_versions: how many version directories may stay, the new one included.
         keep_base: False to remove everything that stands there once the new model is committed.
+        edited_config: the config.pbtxt that somebody tuned in the repository. It stays in force
+            where the new model brings none of its own.
     """
+    if edited_config is not None and keep_base and not entry.has_own_config:
+        entry = replace(entry, config=edited_config.with_name(entry.name))
     if len(entry.versions) == 1:
-        number, reuse = _choose_version(entry, base, wanted_version, keep_base=keep_base)
+        number, reuse = _choose_version(entry, source, base, wanted_version, keep_base=keep_base)
         keep = _kept(base, number, keep_versions) if keep_base else frozenset({number})
         single = _plan_single(entry.renumbered(number), source, base, reuse=reuse, keep=keep)
         return _with_shared(single, keep_base=keep_base)
@@ -114,6 +120,7 @@ def plan_change(
 
 def _choose_version(
     entry: RepositoryEntry,
+    source: Source,
     base: DeploymentRecord | None,
     wanted_version: int,
     *,
@@ -126,8 +133,10 @@ def _choose_version(
         return same, same
     on_disk = frozenset(base.versions if base else ())
     following = max(on_disk, default=0) + 1
-    taken = wanted_version in on_disk and keep_base
-    return (following if taken else wanted_version or following), None
+    if base is None or wanted_version not in on_disk or not keep_base:
+        return wanted_version or following, None
+    damaged = base.versions[wanted_version].source.same_model(source)
+    return (wanted_version if damaged else following), None
 
 
 def _plan_single(

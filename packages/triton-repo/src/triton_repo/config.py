@@ -65,6 +65,8 @@ class ModelConfig:
             text_format.Parse(text, message)
         except (text_format.ParseError, UnicodeError) as exc:
             reason = " ".join(str(exc).split())
+            if "has no field named" in reason:  # misspelt, or newer than our protobuf
+                reason += " (a field of a newer Triton? then upgrade tritonclient)"
             raise ConfigError(f"{where} is not a Triton model configuration: {reason}") from exc
         return cls(text, message)
 

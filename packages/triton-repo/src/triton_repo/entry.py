@@ -87,6 +87,7 @@ class RepositoryEntry:
         versions: content of each version directory, by its number.
         shared: files beside config.pbtxt; they belong to every version.
         config: None where the model relies on Triton's auto-complete.
+        has_own_config: whether the config is the model's own, and not one that was generated.
     """
 
     name: ModelName
@@ -94,6 +95,7 @@ class RepositoryEntry:
     versions: Mapping[int, Tree]
     shared: Tree = field(default_factory=Tree)
     config: ModelConfig | None = None
+    has_own_config: bool = False
 
     @property
     def size_bytes(self) -> int:

@@ -44,9 +44,9 @@ if TYPE_CHECKING:
 
     from triton_repo.change import Change
     from triton_repo.entry import ModelName
-    from triton_repo.store import Store
+    from triton_repo.store import PlacedTree, Store
 
-__all__ = ["ModelPlace", "PlaceState"]
+__all__ = ["ModelPlace", "PlaceState", "StagedChange"]
 
 _JOURNAL = f"{OUR_DIRECTORY}/journal.json"
 _INCOMING = f"{OUR_DIRECTORY}/incoming"
@@ -64,6 +64,35 @@ class PlaceState(enum.Enum):
     FOREIGN = "foreign"  # a model that no MLflow command deployed
     DEPLOYED = "deployed"
     INTERRUPTED = "interrupted"  # there is a journal: a change is under way, or was
+
+
+@dataclass(frozen=True)
+class StagedChange:
+    """A change whose files are in their places, not committed yet.
+
+    Attributes:
+        change: what was planned.
+        versions: the version directories that were placed, by number.
+        shared: the files beside config.pbtxt that were placed, if there were any.
+    """
+
+    change: Change
+    versions: Mapping[int, PlacedTree]
+    shared: PlacedTree | None
+
+    def version_digests(self) -> dict[int, Mapping[str, FileDigest]]:
+        """Wait until the version directories are durable; their files' digests."""
+        return {version: tree.digests() for version, tree in self.versions.items()}
+
+    def shared_digests(self) -> dict[str, FileDigest]:
+        """Wait until the files beside config.pbtxt are durable; the digests of all of them."""
+        placed = self.shared.digests() if self.shared else {}
+        return {**placed, **self.change.shared_restored, **self.change.shared_kept}
+
+    def abandon(self) -> None:
+        """Stop what goes on in the background, before the change is undone."""
+        for tree in (*self.versions.values(), *([self.shared] if self.shared else [])):
+            tree.abandon()
 
 
 @dataclass(frozen=True)
@@ -157,44 +186,83 @@ class ModelPlace:
         return {path: self.store.digest(self._key(path)) for path in paths}
 
     def take_stock(self) -> DeploymentRecord:
-        """A record of what stands here, whoever put it: every file is read.
+        """A record of what stands here now, whoever put it. Nothing is written.
 
-        What an older record says of a version is kept. Nothing is written.
+        What our record says of a version is kept where its files still have the recorded sizes;
+        other versions are read whole. The version that serves gets the files beside config.pbtxt,
+        and the config.pbtxt, that are there now: somebody may have edited them since.
         """
         try:
             known = self.record()
         except RecordError:
             known = None
+        serving = self._serving(known)
         shared = self.digests(self.shared_files())
-        config = self._read(CONFIG_FILENAME)
-        versions = {
-            version: self._stock_of(version, known, shared, config) for version in self.versions()
-        }
+        edited = self.edited_config()
+        versions = {}
+        for version in self.versions():
+            seen = self._stock_of(version, known, shared)
+            if version in serving:
+                config = edited.text if edited else seen.config
+                seen = replace(seen, shared=shared, config=config)
+            versions[version] = seen
         return DeploymentRecord(
             name=self.name,
             flavor=known.flavor if known else "",
             model_uri=known.model_uri if known else "",
             triton_model_path=self.uri,
-            serving=self._serving(known),
+            serving=serving,
             versions=versions,
         )
 
     def _stock_of(
-        self,
-        version: int,
-        known: DeploymentRecord | None,
-        shared: dict[str, FileDigest],
-        config: bytes | None,
+        self, version: int, known: DeploymentRecord | None, shared: dict[str, FileDigest]
     ) -> VersionRecord:
-        if known is not None and version in known.versions:
-            return known.versions[version]
-        uri = known.model_uri if known else ""
         below = self.store.list_files(self._key(str(version)))
-        return VersionRecord(
-            source=Source(uri=uri, concrete_uri=uri),
-            files={path: self.store.digest(self._key(f"{version}/{path}")) for path in below},
-            shared=shared,
-            config=(config or b"").decode("utf-8", "surrogateescape"),
+        seen = known.versions.get(version) if known else None
+        if seen is not None and below == {
+            path: each.size_bytes for path, each in seen.files.items()
+        }:
+            return seen
+        files = {path: self.store.digest(self._key(f"{version}/{path}")) for path in below}
+        if seen is not None:  # damaged, or edited
+            return replace(seen, files=files)
+        uri = known.model_uri if known else ""
+        config = (self._read(CONFIG_FILENAME) or b"").decode("utf-8", "surrogateescape")
+        return VersionRecord(Source(uri=uri, concrete_uri=uri), files, shared, config)
+
+    def edited_config(self) -> ModelConfig | None:
+        """The config.pbtxt on disk, where it is not the one we put there; None where it is."""
+        try:
+            config, record = self.config(), self.record()
+        except (ConfigError, RecordError):
+            return None
+        if config is None or record is None:
+            return config
+        served = [record.versions[each] for each in record.serving if each in record.versions]
+        if not served:
+            return config
+        ours = ModelConfig.parse(served[0].config)
+        pinned = ours.pinned(config.pinned_versions) if config.pinned_versions else ours
+        return None if config.data in (ours.data, pinned.data) else config
+
+    def can_return(self, base: DeploymentRecord, version: int) -> bool:
+        """Whether everything that a version on disk needs in order to serve again is still here.
+
+        Args:
+            base: from `take_stock`.
+            version: one of its versions.
+        """
+        try:
+            known = self.record()
+        except RecordError:
+            return False
+        if known is None or version not in known.versions:
+            return False
+        now, seen = shared_now(base), base.versions[version]
+        return seen.files == known.versions[version].files and all(
+            now.get(path) == digest or self.store.exists(self._key(f"{_ASIDE}/{digest.sha256}"))
+            for path, digest in seen.shared.items()
         )
 
     def _serving(self, known: DeploymentRecord | None) -> tuple[int, ...]:
@@ -230,7 +298,7 @@ class ModelPlace:
         operation: str,
         holder: str,
         on_copied: Callable[[int], None] | None = None,
-    ) -> DeploymentRecord:
+    ) -> StagedChange:
         """Put everything in its place, except config.pbtxt and the record.
 
         Args:
@@ -240,10 +308,11 @@ class ModelPlace:
             on_copied: told the number of bytes after each piece.
 
         Returns:
-            The record to commit once the server has validated the change.
+            What to commit once the server has validated it. Large files are flushed and digested
+            in the background meanwhile.
 
         Raises:
-            StoreError: something could not be written; call `undo`.
+            StoreError: something could not be written; call `recover`.
         """
         aside = self._shared_in_the_way(change)
         journal = Journal(
@@ -261,9 +330,8 @@ class ModelPlace:
         self._write_journal(journal)
         self._set_aside(aside)
         self._guard(change)
-        files = self._place_versions(change, on_copied)
-        shared = self._place_shared(change, on_copied)
-        return self._record_of(change, files, shared)
+        versions = self._place_versions(change, on_copied)
+        return StagedChange(change, versions, self._place_shared(change, on_copied))
 
     def _shared_in_the_way(self, change: Change) -> dict[str, str]:
         """Shared files the change overwrites or removes, with their sha256."""
@@ -290,7 +358,7 @@ class ModelPlace:
 
     def _place_versions(
         self, change: Change, on_copied: Callable[[int], None] | None
-    ) -> dict[int, Mapping[str, FileDigest]]:
+    ) -> dict[int, PlacedTree]:
         if not change.replaced:
             return {
                 version: self.store.place(self._key(str(version)), tree, on_copied)
@@ -310,17 +378,16 @@ class ModelPlace:
 
     def _place_shared(
         self, change: Change, on_copied: Callable[[int], None] | None
-    ) -> dict[str, FileDigest]:
-        placed: dict[str, FileDigest] = {}
+    ) -> PlacedTree | None:
+        placed = None
         if change.shared.files:
             incoming = f"{_INCOMING}/shared"
-            placed = dict(self.store.place(self._key(incoming), change.shared, on_copied))
-            for path in placed:
+            placed = self.store.place(self._key(incoming), change.shared, on_copied)
+            for path in change.shared.names():
                 self.store.move(self._key(f"{incoming}/{path}"), self._key(path))
         for path, digest in change.shared_restored.items():
             self.store.copy_file(self._key(f"{_ASIDE}/{digest.sha256}"), self._key(path))
-            placed[path] = digest
-        return placed | dict(change.shared_kept)
+        return placed
 
     def _record_of(
         self,
@@ -349,13 +416,21 @@ class ModelPlace:
             versions=versions,
         )
 
-    def commit(self, change: Change, record: DeploymentRecord) -> None:
+    def commit(self, staged: StagedChange, serving: tuple[int, ...] = ()) -> None:
         """Make a staged and validated change the state that every later server start sees.
+
+        Args:
+            staged: from `stage`.
+            serving: the versions that the server says it serves, where it was asked.
 
         Raises:
             StoreError: something could not be written. The change may have been committed: call
                 `recover`, which finishes or undoes it.
         """
+        change = staged.change
+        record = self._record_of(change, staged.version_digests(), staged.shared_digests())
+        if serving:
+            record = replace(record, serving=serving)
         journal = self.journal() or Journal(operation="update")
         committed = replace(
             journal,
@@ -374,7 +449,7 @@ class ModelPlace:
             self._write_journal(Journal(operation="delete", holder=holder, since=_now()))
 
     def remove(self) -> None:
-        """Remove the whole directory, the journal last: what remains is always recognised.
+        """Remove the whole directory, record and journal last: what remains is recognised.
 
         Raises:
             StoreError: something could not be removed; the same call goes on where it stopped.
@@ -382,9 +457,9 @@ class ModelPlace:
         if not self.store.exists(self.name):
             return
         paths = {path.split("/")[0] for path in self.store.list_files(self.name)}
-        for path in sorted(paths | set(self.store.children(self.name))):
-            if path != OUR_DIRECTORY:
-                self.store.remove(self._key(path))
+        below = (paths | set(self.store.children(self.name))) - {OUR_DIRECTORY}
+        for path in sorted(below, key=lambda path: (path == RECORD_FILENAME, path)):
+            self.store.remove(self._key(path))
         for path in self.store.children(self._key(OUR_DIRECTORY)) if paths else ():
             self.store.remove(self._key(f"{OUR_DIRECTORY}/{path}"))
         self.store.remove(self.name)

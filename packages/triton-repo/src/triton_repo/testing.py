@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from triton_repo.store import Store
+    from triton_repo.store import PlacedTree, Store
 
 __all__ = ["FaultyStore", "StoreContract", "make_tree"]
 
@@ -246,7 +246,7 @@ class StoreContract:
         """Every file at its path, and the digests of what was written are returned."""
         files = {"model.onnx": b"graph", "data/weights": bytes(100_000), "empty": b""}
         placed = store.place("m/7", make_tree(tmp_path / "source", files))
-        assert dict(placed) == {path: _digest(content) for path, content in files.items()}
+        assert dict(placed.digests()) == {path: _digest(content) for path, content in files.items()}
         assert store.list_files("m/7") == {path: len(content) for path, content in files.items()}
         for path, content in files.items():
             assert store.read(f"m/7/{path}") == content
@@ -563,7 +563,7 @@ class FaultyStore:
 
     def place(
         self, key: str, tree: Tree, on_copied: Callable[[int], None] | None = None
-    ) -> Mapping[str, FileDigest]:
+    ) -> PlacedTree:
         """See `Store`; counted."""
         return self._change("place", key, lambda: self.store.place(key, tree, on_copied))
 

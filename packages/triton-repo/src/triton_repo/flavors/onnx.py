@@ -36,7 +36,7 @@ def convert(artifact: ModelArtifact, name: ModelName, version: int) -> Repositor
     data = artifact.path(artifact.flavors["onnx"].get("data", ""), said_by="MLmodel's onnx flavor")
     model_file, base = _model_file(data)
     graph = read_graph(model_file)
-    config = _user_config(artifact)
+    config = own_config = _user_config(artifact)
     if config is None:
         config = generate_config(
             graph,
@@ -53,6 +53,7 @@ def convert(artifact: ModelArtifact, name: ModelName, version: int) -> Repositor
         versions={version: tree},
         shared=_shared_tree(artifact, config),
         config=config.with_name(name),
+        has_own_config=own_config is not None,
     )
 
 

@@ -38,6 +38,7 @@ def convert(artifact: ModelArtifact, name: ModelName, version: int) -> Repositor
         versions=versions,
         shared=directory.shared,
         config=config.with_name(name) if config is not None else None,
+        has_own_config=config is not None,
     )
 
 

@@ -16,7 +16,21 @@ if TYPE_CHECKING:
     from triton_repo.entry import Tree
     from triton_repo.record import FileDigest
 
-__all__ = ["LocalStore", "Store", "open_store"]
+__all__ = ["LocalStore", "PlacedTree", "Store", "open_store"]
+
+
+class PlacedTree(Protocol):
+    """A tree that was placed, and may still be on its way to the disk."""
+
+    def digests(self) -> Mapping[str, FileDigest]:
+        """Wait until every file is durable; their digests, by path in the tree.
+
+        Raises:
+            StoreError: a file could not be flushed or read back.
+        """
+
+    def abandon(self) -> None:
+        """Stop working on it: the tree is going to be removed."""
 
 
 class Store(Protocol):
@@ -55,11 +69,12 @@ class Store(Protocol):
 
     def place(
         self, key: str, tree: Tree, on_copied: Callable[[int], None] | None = None
-    ) -> Mapping[str, FileDigest]:
+    ) -> PlacedTree:
         """Copy a tree to the new directory `key`.
 
         Where the store can rename, the directory appears whole; elsewhere its files appear one
-        after another.
+        after another. On return the files can be read; that they are durable is certain only once
+        their digests are there.
 
         Args:
             key: a directory that is not there yet.
@@ -67,7 +82,7 @@ class Store(Protocol):
             on_copied: called with the number of bytes after each piece.
 
         Returns:
-            The digest of every file, by its path in the tree.
+            The way to the digests.
         """
 
     def move(self, key: str, to: str) -> None:

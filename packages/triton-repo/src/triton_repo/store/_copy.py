@@ -1,4 +1,9 @@
-"""Copies one local file and takes its digest on the way, for the price of the slower of the two."""
+"""Copies local files now, and digests and flushes the large ones while something else goes on.
+
+A version is copied, then Triton loads it, then it is committed. Only the commit needs the digests,
+and the certainty that the bytes are on the disk: both are had while Triton loads, so that placing
+a large model costs what a plain copy costs.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,7 @@ import errno
 import hashlib
 import os
 import threading
-from queue import SimpleQueue
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from triton_repo.record import FileDigest
@@ -15,43 +20,88 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-__all__ = ["copy_file", "digest_file"]
+__all__ = ["Copier", "copy_file", "digest_file"]
 
-_PIECE_BYTES = 8 * 1024 * 1024
+#: What the kernel copies in one call: large, for a call has a price; small enough for Ctrl-C.
+_PIECE_BYTES = 64 * 1024 * 1024
+#: What goes through memory in one call, where the kernel cannot copy.
+_READ_BYTES = 8 * 1024 * 1024
 _HASH_BYTES = 1024 * 1024
-#: Below this a second thread costs more than it saves.
+#: Files below this are digested and flushed at once: a second look would cost more.
 _SMALL_BYTES = 4 * 1024 * 1024
+#: Files that may wait for their digest, each with an open descriptor.
+_MOST_PENDING = 64
 _NO_KERNEL_COPY = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}
 
 
-def copy_file(
-    source: Path, target: Path, on_copied: Callable[[int], None] | None = None
-) -> FileDigest:
-    """Copy `source` to the new file `target` and flush it to the disk.
+class Copier:
+    """Copies files, and finishes the large ones in the background.
 
-    The digest is that of what was written: the hashing thread reads the target, right behind the
-    copy, from the page cache. The kernel copies (and shares blocks where the file system can), so
-    memory does not grow with the file.
-
-    Raises:
-        OSError: reading or writing failed; the target may be there in part.
+    The digest is that of what was written: it is taken from the target, out of the page cache, by
+    a descriptor that stays right when the file is moved. The kernel copies (and shares blocks
+    where the file system can), so memory does not grow with the file.
     """
-    report = on_copied or (lambda _: None)
-    with source.open("rb", buffering=0) as reading:
-        # Readable by the server, which may run as somebody else: the umask decides, not the
-        # artifact's own mode; a file that can be run stays so.
-        mode = 0o666 | (os.fstat(reading.fileno()).st_mode & 0o111)
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        writing = os.open(target, flags, mode)
+
+    def __init__(self) -> None:
+        self._abandoned = threading.Event()
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="digest")
+        self._pending: list[Future[FileDigest]] = []
+
+    def copy(
+        self, source: Path, target: Path, on_copied: Callable[[int], None] | None = None
+    ) -> Future[FileDigest]:
+        """Copy `source` to the new file `target`.
+
+        Returns:
+            Its digest, once the bytes are on the disk.
+
+        Raises:
+            OSError: reading or writing failed; the target may be there in part.
+        """
+        report = on_copied or (lambda _: None)
+        with source.open("rb", buffering=0) as reading:
+            status = os.fstat(reading.fileno())
+            # Readable by the server, which may run as somebody else: the umask decides, not the
+            # artifact's own mode; a file that can be run stays so.
+            mode = 0o666 | (status.st_mode & 0o111)
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            writing = os.open(target, flags, mode)
+            try:
+                if status.st_size < _SMALL_BYTES:
+                    return _done(_copy_small(reading.fileno(), writing, report))
+                _copy_large(reading.fileno(), writing, report)
+                return self._finish_later(os.dup(writing))
+            finally:
+                os.close(writing)
+
+    def abandon(self) -> None:
+        """Stop working on files that nobody wants any more."""
+        self._abandoned.set()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _finish_later(self, descriptor: int) -> Future[FileDigest]:
+        self._pending = [each for each in self._pending if not each.done()]
+        if len(self._pending) >= _MOST_PENDING:
+            self._pending[0].result()
+        flushing = self._pool.submit(os.fsync, descriptor)
+        pending = self._pool.submit(self._digest, descriptor, flushing)
+        pending.add_done_callback(lambda _: os.close(descriptor))
+        self._pending.append(pending)
+        return pending
+
+    def _digest(self, descriptor: int, flushing: Future[None]) -> FileDigest:
+        seen = hashlib.sha256()
+
+        def update(piece: memoryview) -> None:
+            if self._abandoned.is_set():
+                raise InterruptedError(errno.EINTR, "abandoned")
+            seen.update(piece)
+
         try:
-            if os.fstat(reading.fileno()).st_size < _SMALL_BYTES:
-                digest = _copy_small(reading.fileno(), writing, report)
-            else:
-                digest = _copy_large(reading.fileno(), writing, report)
-            os.fsync(writing)
+            size_bytes = _hash_to_end(descriptor, 0, update)
         finally:
-            os.close(writing)
-    return digest
+            flushing.result()
+        return FileDigest(size_bytes, seen.hexdigest())
 
 
 def digest_file(path: Path) -> FileDigest:
@@ -62,6 +112,23 @@ def digest_file(path: Path) -> FileDigest:
     return FileDigest(size_bytes, seen.hexdigest())
 
 
+def copy_file(
+    source: Path, target: Path, on_copied: Callable[[int], None] | None = None
+) -> FileDigest:
+    """Copy one file and wait until its bytes are on the disk; see `Copier.copy`."""
+    copier = Copier()
+    try:
+        return copier.copy(source, target, on_copied).result()
+    finally:
+        copier.abandon()
+
+
+def _done(digest: FileDigest) -> Future[FileDigest]:
+    done: Future[FileDigest] = Future()
+    done.set_result(digest)
+    return done
+
+
 def _copy_small(reading: int, writing: int, report: Callable[[int], None]) -> FileDigest:
     seen = hashlib.sha256()
     size_bytes = 0
@@ -70,36 +137,15 @@ def _copy_small(reading: int, writing: int, report: Callable[[int], None]) -> Fi
         seen.update(piece)
         size_bytes += len(piece)
         report(len(piece))
+    os.fsync(writing)
     return FileDigest(size_bytes, seen.hexdigest())
 
 
-def _copy_large(reading: int, writing: int, report: Callable[[int], None]) -> FileDigest:
-    seen = hashlib.sha256()
-    written: SimpleQueue[int] = SimpleQueue()
-    failures: list[OSError] = []
-
-    def follow() -> None:
-        done = 0
-        try:
-            while written.get() > 0:
-                done = _hash_to_end(writing, done, seen.update)
-        except OSError as exc:
-            failures.append(exc)
-
-    hashing = threading.Thread(target=follow, name="sha256", daemon=True)
-    hashing.start()
+def _copy_large(reading: int, writing: int, report: Callable[[int], None]) -> None:
     size_bytes = 0
-    try:
-        while copied := _copy_piece(reading, writing, size_bytes):
-            size_bytes += copied
-            written.put(copied)
-            report(copied)
-    finally:
-        written.put(0)
-        hashing.join()
-    if failures:
-        raise failures[0]
-    return FileDigest(size_bytes, seen.hexdigest())
+    while copied := _copy_piece(reading, writing, size_bytes):
+        size_bytes += copied
+        report(copied)
 
 
 def _copy_piece(reading: int, writing: int, offset: int) -> int:
@@ -108,7 +154,7 @@ def _copy_piece(reading: int, writing: int, offset: int) -> int:
     except OSError as exc:
         if exc.errno not in _NO_KERNEL_COPY:
             raise
-    piece = os.pread(reading, _PIECE_BYTES, offset)
+    piece = os.pread(reading, _READ_BYTES, offset)
     os.lseek(writing, offset, os.SEEK_SET)
     _write_all(writing, piece)
     return len(piece)

@@ -13,6 +13,7 @@ import os
 import shutil
 import uuid
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,10 +25,11 @@ from triton_repo.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from triton_repo.store._copy import copy_file, digest_file
+from triton_repo.store._copy import Copier, copy_file, digest_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
+    from concurrent.futures import Future
 
     from triton_repo.entry import Tree
     from triton_repo.record import FileDigest
@@ -80,13 +82,13 @@ class LocalStore:
             )
 
     def children(self, key: str) -> list[str]:
-        with self._translated(key), os.scandir(self._path(key)) as entries:
+        with self.translated(key), os.scandir(self._path(key)) as entries:
             return sorted(entry.name for entry in entries if entry.is_dir())
 
     def list_files(self, key: str) -> dict[str, int]:
         start = self._path(key)
         found: dict[str, int] = {}
-        with self._translated(key):
+        with self.translated(key):
             for directory, _, names in os.walk(start, onerror=_raise):
                 for name in names:
                     path = Path(directory, name)
@@ -97,17 +99,17 @@ class LocalStore:
         return os.path.lexists(self._path(key))
 
     def read(self, key: str) -> bytes:
-        with self._translated(key):
+        with self.translated(key):
             return self._path(key).read_bytes()
 
     def digest(self, key: str) -> FileDigest:
-        with self._translated(key):
+        with self.translated(key):
             return digest_file(self._path(key))
 
     def write(self, key: str, data: bytes) -> None:
         path = self._path(key)
         temporary = _temporary_beside(path)
-        with self._translated(key):
+        with self.translated(key):
             self._make_directories(path.parent)
             try:
                 with temporary.open("xb") as file:
@@ -121,25 +123,27 @@ class LocalStore:
 
     def place(
         self, key: str, tree: Tree, on_copied: Callable[[int], None] | None = None
-    ) -> dict[str, FileDigest]:
+    ) -> _LocalTree:
         target = self._path(key)
         staging = _temporary_beside(target)
-        with self._translated(key):
+        copier = Copier()
+        with self.translated(key):
             self._make_directories(target.parent)
             self._refuse_existing(key)
             try:
-                digests = _fill(staging, tree, on_copied)
+                pending = _fill(staging, tree, copier, on_copied)
                 self._refuse_existing(key)  # rename would replace an empty directory
                 staging.rename(target)
             except BaseException:
+                copier.abandon()
                 shutil.rmtree(staging, ignore_errors=True)
                 raise
             _flush_directory(target.parent)
-        return digests
+        return _LocalTree(self, key, copier, pending)
 
     def move(self, key: str, to: str) -> None:
         source, target = self._path(key), self._path(to)
-        with self._translated(key):
+        with self.translated(key):
             self._make_directories(target.parent)
             source.rename(target)
             _flush_directory(target.parent)
@@ -148,7 +152,7 @@ class LocalStore:
     def copy_file(self, key: str, to: str) -> None:
         source, target = self._path(key), self._path(to)
         temporary = _temporary_beside(target)
-        with self._translated(key):
+        with self.translated(key):
             self._make_directories(target.parent)
             try:
                 copy_file(source, temporary)
@@ -163,7 +167,7 @@ class LocalStore:
             raise StoreError(
                 f"refused to remove the whole repository {self.root}", uri=self.uri, key=key
             )
-        with self._translated(key):
+        with self.translated(key):
             if path.is_dir() and not path.is_symlink():
                 trash = _temporary_beside(path)
                 if path.parent == self.root:  # at the root a trash directory would be a model
@@ -177,7 +181,7 @@ class LocalStore:
                 _flush_directory(path.parent)
 
     def sweep(self, key: str) -> None:
-        with self._translated(key):
+        with self.translated(key):
             for directory, below, files in os.walk(self._path(key)):
                 for name in [name for name in below if name.startswith(_TEMPORARY)]:
                     below.remove(name)
@@ -188,7 +192,7 @@ class LocalStore:
     @contextmanager
     def lock(self, key: str, holder: str) -> Iterator[None]:
         path = self._path(key)
-        with self._translated(key):
+        with self.translated(key):
             self._make_directories(path.parent)
             descriptor = _open_locked(path)
         try:
@@ -217,7 +221,7 @@ class LocalStore:
             )
 
     @contextmanager
-    def _translated(self, key: str) -> Iterator[None]:
+    def translated(self, key: str) -> Iterator[None]:
         """Turn an OSError into the store's own error, naming the file."""
         try:
             yield
@@ -253,23 +257,42 @@ def _raise(exc: OSError) -> None:
     raise exc
 
 
+@dataclass(frozen=True)
+class _LocalTree:
+    """See `PlacedTree`."""
+
+    store: LocalStore
+    key: str
+    copier: Copier
+    pending: Mapping[str, Future[FileDigest]]
+
+    def digests(self) -> dict[str, FileDigest]:
+        with self.store.translated(self.key):
+            found = {path: digest.result() for path, digest in self.pending.items()}
+        self.copier.abandon()
+        return found
+
+    def abandon(self) -> None:
+        self.copier.abandon()
+
+
 def _fill(
-    staging: Path, tree: Tree, on_copied: Callable[[int], None] | None
-) -> dict[str, FileDigest]:
+    staging: Path, tree: Tree, copier: Copier, on_copied: Callable[[int], None] | None
+) -> dict[str, Future[FileDigest]]:
     staging.mkdir()
     made = {staging}
-    digests: dict[str, FileDigest] = {}
+    pending: dict[str, Future[FileDigest]] = {}
     for file in tree.files:
         target = staging / file.path
         if target.parent not in made:
             target.parent.mkdir(parents=True, exist_ok=True)
             made.update(parent for parent in target.parents if staging in parent.parents)
-        digests[str(file.path)] = copy_file(file.source, target, on_copied)
+        pending[str(file.path)] = copier.copy(file.source, target, on_copied)
     for path in tree.empty_directories:
         (staging / path).mkdir(parents=True, exist_ok=True)
     for directory in made:
         _flush_directory(directory)
-    return digests
+    return pending
 
 
 def _flush_directory(directory: Path) -> None:
