@@ -64,8 +64,9 @@ def tests(session: nox.Session, mlflow: str) -> None:
     install(session, "test", mlflow=mlflow)
     # what does not touch MLflow need not run twice
     paths = PATHS if mlflow == "newest" else [path for path in PATHS if "triton-repo" not in path]
-    suites = session.posargs or [f"{path}/tests" for path in paths]
-    session.run("pytest", *suites, env=environment(session))
+    suites = [session.posargs] if session.posargs else [[f"{path}/tests"] for path in paths]
+    for suite in suites:  # MLflow's state is the process's: each suite has one of its own
+        session.run("pytest", *suite, env=environment(session))
 
 
 @nox.session

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import textwrap
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import mlflow
@@ -30,16 +31,21 @@ def scale_model(factor: float, *, weights: int = 4) -> onnx.ModelProto:
 
 
 def log_onnx(model: onnx.ModelProto, *, registered: str | None = None, **options: Any) -> Any:
-    """`mlflow.onnx.log_model` on MLflow 2 and 3, without the slow guess at requirements."""
+    """`mlflow.onnx.log_model` on MLflow 2 and 3, without the slow guess at requirements.
+
+    In a run of its own where none is active: MLflow 2 keeps the model in the run, and the next one
+    of the same name would overwrite it.
+    """
     parameters = inspect.signature(mlflow.onnx.log_model).parameters
     where = "name" if "name" in parameters else "artifact_path"
-    return mlflow.onnx.log_model(
-        model,
-        **{where: "triton"},
-        registered_model_name=registered,
-        pip_requirements=["onnxruntime"],
-        **options,
-    )
+    with nullcontext() if mlflow.active_run() else mlflow.start_run():
+        return mlflow.onnx.log_model(
+            model,
+            **{where: "triton"},
+            registered_model_name=registered,
+            pip_requirements=["onnxruntime"],
+            **options,
+        )
 
 
 def log_scale(registered: str, *factors: float) -> None:

@@ -349,8 +349,7 @@ class LocalTriton:
 
     def _wait_until_ready(self) -> None:
         started = time.monotonic()
-        is_ready = self._is_http_ready if self._has_http else self._is_grpc_listening
-        while not is_ready():
+        while not self._is_ready():
             waited_s = time.monotonic() - started
             returncode = self.poll()
             if returncode is not None:
@@ -365,6 +364,12 @@ class LocalTriton:
         last = [arg for arg in self._extra_args if arg.startswith("--allow-http")][-1:]
         return not last or last[0].partition("=")[2].lower() not in ("false", "0", "off", "no")
 
+    def _is_ready(self) -> bool:
+        answers = self._is_http_ready() if self._has_http else self._is_listening(self._ports.grpc)
+        # Triton opens its metrics port last
+        metrics = self._ports.metrics
+        return answers and (metrics is None or self._is_listening(metrics))
+
     def _is_http_ready(self) -> bool:
         host = _ports.client_host(self._host)
         connection = http.client.HTTPConnection(host, self._ports.http, timeout=_PROBE_TIMEOUT_S)
@@ -375,8 +380,8 @@ class LocalTriton:
             except (OSError, http.client.HTTPException):
                 return False
 
-    def _is_grpc_listening(self) -> bool:
-        address = (_ports.client_host(self._host), self._ports.grpc)
+    def _is_listening(self, port: int) -> bool:
+        address = (_ports.client_host(self._host), port)
         try:
             socket.create_connection(address, timeout=_PROBE_TIMEOUT_S).close()
         except OSError:
