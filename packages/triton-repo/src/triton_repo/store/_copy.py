@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-__all__ = ["Copier", "copy_file", "digest_file"]
+__all__ = ["Copier", "copy_file", "digest_file", "flush_directory"]
 
 #: What the kernel copies in one call: large, for a call has a price; small enough for Ctrl-C.
 _PIECE_BYTES = 64 * 1024 * 1024
@@ -46,6 +46,7 @@ class Copier:
         self._abandoned = threading.Event()
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="digest")
         self._pending: list[Future[FileDigest]] = []
+        self._directories: list[Future[None]] = []
 
     def copy(
         self, source: Path, target: Path, on_copied: Callable[[int], None] | None = None
@@ -74,15 +75,41 @@ class Copier:
             finally:
                 os.close(writing)
 
+    def flush_directory(self, directory: Path) -> None:
+        """Make the names in a directory durable: at once, or behind the large files.
+
+        Journaling file systems flush a file's data before the journal that names it, so that this
+        would wait for gigabytes that are on their way already.
+        """
+        if not self._pending:
+            flush_directory(directory)
+            return
+        descriptor = _open_directory(directory)
+        flushing = self._pool.submit(_fsync_directory, descriptor)
+        flushing.add_done_callback(lambda _: os.close(descriptor))
+        self._directories.append(flushing)
+
+    def finish(self) -> None:
+        """Wait until everything is durable.
+
+        Raises:
+            OSError: something could not be flushed or read back.
+        """
+        for digest in self._pending:
+            digest.result()
+        for flushed in self._directories:
+            flushed.result()
+        self._pool.shutdown()
+
     def abandon(self) -> None:
         """Stop working on files that nobody wants any more."""
         self._abandoned.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _finish_later(self, descriptor: int) -> Future[FileDigest]:
-        self._pending = [each for each in self._pending if not each.done()]
-        if len(self._pending) >= _MOST_PENDING:
-            self._pending[0].result()
+        open_files = [each for each in self._pending if not each.done()]
+        if len(open_files) >= _MOST_PENDING:
+            open_files[0].result()
         flushing = self._pool.submit(os.fsync, descriptor)
         pending = self._pool.submit(self._digest, descriptor, flushing)
         pending.add_done_callback(lambda _: os.close(descriptor))
@@ -112,13 +139,36 @@ def digest_file(path: Path) -> FileDigest:
     return FileDigest(size_bytes, seen.hexdigest())
 
 
+def flush_directory(directory: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = _open_directory(directory)
+    try:
+        _fsync_directory(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _open_directory(directory: Path) -> int:
+    return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _fsync_directory(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as exc:
+        if exc.errno not in (errno.EINVAL, errno.EBADF):  # file systems without directory fsync
+            raise
+
+
 def copy_file(
     source: Path, target: Path, on_copied: Callable[[int], None] | None = None
 ) -> FileDigest:
     """Copy one file and wait until its bytes are on the disk; see `Copier.copy`."""
     copier = Copier()
     try:
-        return copier.copy(source, target, on_copied).result()
+        digest = copier.copy(source, target, on_copied)
+        copier.finish()
+        return digest.result()
     finally:
         copier.abandon()
 

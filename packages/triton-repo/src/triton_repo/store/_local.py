@@ -25,7 +25,7 @@ from triton_repo.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from triton_repo.store._copy import Copier, copy_file, digest_file
+from triton_repo.store._copy import Copier, copy_file, digest_file, flush_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -119,7 +119,7 @@ class LocalStore:
                 temporary.replace(path)
             finally:
                 temporary.unlink(missing_ok=True)
-            _flush_directory(path.parent)
+            flush_directory(path.parent)
 
     def place(
         self, key: str, tree: Tree, on_copied: Callable[[int], None] | None = None
@@ -134,11 +134,11 @@ class LocalStore:
                 pending = _fill(staging, tree, copier, on_copied)
                 self._refuse_existing(key)  # rename would replace an empty directory
                 staging.rename(target)
+                copier.flush_directory(target.parent)
             except BaseException:
                 copier.abandon()
                 shutil.rmtree(staging, ignore_errors=True)
                 raise
-            _flush_directory(target.parent)
         return _LocalTree(self, key, copier, pending)
 
     def move(self, key: str, to: str) -> None:
@@ -146,8 +146,8 @@ class LocalStore:
         with self.translated(key):
             self._make_directories(target.parent)
             source.rename(target)
-            _flush_directory(target.parent)
-            _flush_directory(source.parent)
+            flush_directory(target.parent)
+            flush_directory(source.parent)
 
     def copy_file(self, key: str, to: str) -> None:
         source, target = self._path(key), self._path(to)
@@ -159,7 +159,7 @@ class LocalStore:
                 temporary.replace(target)
             finally:
                 temporary.unlink(missing_ok=True)
-            _flush_directory(target.parent)
+            flush_directory(target.parent)
 
     def remove(self, key: str) -> None:
         path = self._path(key)
@@ -178,7 +178,7 @@ class LocalStore:
             else:
                 path.unlink(missing_ok=True)
             if path.parent.is_dir():
-                _flush_directory(path.parent)
+                flush_directory(path.parent)
 
     def sweep(self, key: str) -> None:
         with self.translated(key):
@@ -212,7 +212,7 @@ class LocalStore:
             return
         self._make_directories(directory.parent)
         directory.mkdir(exist_ok=True)
-        _flush_directory(directory.parent)
+        flush_directory(directory.parent)
 
     def _refuse_existing(self, key: str) -> None:
         if os.path.lexists(self._path(key)):
@@ -268,9 +268,8 @@ class _LocalTree:
 
     def digests(self) -> dict[str, FileDigest]:
         with self.store.translated(self.key):
-            found = {path: digest.result() for path, digest in self.pending.items()}
-        self.copier.abandon()
-        return found
+            self.copier.finish()
+            return {path: digest.result() for path, digest in self.pending.items()}
 
     def abandon(self) -> None:
         self.copier.abandon()
@@ -291,20 +290,8 @@ def _fill(
     for path in tree.empty_directories:
         (staging / path).mkdir(parents=True, exist_ok=True)
     for directory in made:
-        _flush_directory(directory)
+        copier.flush_directory(directory)
     return pending
-
-
-def _flush_directory(directory: Path) -> None:
-    """Make the names in a directory durable."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    except OSError as exc:
-        if exc.errno not in (errno.EINVAL, errno.EBADF):  # file systems without directory fsync
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def _open_locked(path: Path) -> int | None:
