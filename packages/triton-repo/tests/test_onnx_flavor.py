@@ -26,8 +26,8 @@ from triton_repo.errors import (
     UnsupportedFlavorError,
 )
 from triton_repo.flavors import choose_flavor, convert
-from triton_repo.flavors._onnx_graph import GraphTensor, OnnxGraph
 from triton_repo.flavors.onnx import GENERATED_MAX_BATCH_SIZE, generate_config
+from triton_repo.flavors.onnx_graph import GraphTensor, OnnxGraph
 from triton_repo.store import LocalStore
 from triton_repo.tensors import DATATYPES, TensorSpec
 

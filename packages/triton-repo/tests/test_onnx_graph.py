@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from triton_repo.errors import ArtifactError
-from triton_repo.flavors._onnx_graph import GraphTensor, OnnxGraph, read_graph
+from triton_repo.flavors.onnx_graph import GraphTensor, OnnxGraph, read_graph
 from triton_repo.tensors import datatype_of
 
 if TYPE_CHECKING:
@@ -326,7 +326,7 @@ def test_the_batch_is_what_every_tensor_begins_with(
 _GROWTH = """
 import resource, sys
 from pathlib import Path
-from triton_repo.flavors._onnx_graph import read_graph
+from triton_repo.flavors.onnx_graph import read_graph
 
 def peak_kb():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

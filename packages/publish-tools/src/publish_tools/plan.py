@@ -17,8 +17,8 @@ from triton_repo.errors import (
     MissingModelFileError,
     UnsupportedFlavorError,
 )
-from triton_repo.flavors._onnx_graph import read_graph
 from triton_repo.flavors.onnx import generate_config
+from triton_repo.flavors.onnx_graph import read_graph
 from triton_repo.layout import ModelDirectory
 
 if TYPE_CHECKING:

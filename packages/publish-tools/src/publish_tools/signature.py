@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mlflow.types import Schema
 
     from triton_repo.config import ModelConfig
-    from triton_repo.flavors._onnx_graph import GraphTensor, OnnxGraph
+    from triton_repo.flavors.onnx_graph import GraphTensor, OnnxGraph
 
 __all__ = ["Tensors", "config_tensors", "graph_tensors", "model_signature"]
 

@@ -20,6 +20,7 @@ from publish_tools import _save
 from publish_tools.plan import plan_triton
 from triton_repo.artifact import ModelArtifact
 from triton_repo.flavors import choose_flavor
+from triton_repo.flavors.triton import open_directory
 from triton_repo.layout import ModelDirectory
 
 if TYPE_CHECKING:
@@ -169,12 +170,8 @@ def load_model(model_uri: str, dst_path: str | os.PathLike[str] | None = None) -
 
 
 def _read(artifact: ModelArtifact) -> TritonModel:
-    settings = artifact.flavors[choose_flavor(artifact, FLAVOR_NAME)]
-    root = artifact.path(settings.get("data", ""), said_by="MLmodel's triton flavor (data)")
-    directory = ModelDirectory.read(
-        root, inside=artifact.root, versions=settings.get("versions") or ()
-    )
-    return TritonModel(artifact, directory)
+    choose_flavor(artifact, FLAVOR_NAME)
+    return TritonModel(artifact, open_directory(artifact))
 
 
 def _restore_versions(directory: ModelDirectory) -> None:

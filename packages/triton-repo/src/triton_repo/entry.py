@@ -16,7 +16,15 @@ if TYPE_CHECKING:
 
     from triton_repo.config import ModelConfig
 
-__all__ = ["EntryFile", "ModelName", "RepositoryEntry", "Tree", "check_name", "scan_tree"]
+__all__ = [
+    "EntryFile",
+    "ModelName",
+    "RepositoryEntry",
+    "Tree",
+    "check_member",
+    "check_name",
+    "scan_tree",
+]
 
 ModelName = NewType("ModelName", str)
 """A string that `check_name` let through: one directory at the root of a model repository."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from triton_repo.config import CONFIG_FILENAME, ModelConfig
 from triton_repo.entry import EntryFile, RepositoryEntry, Tree, check_member, scan_tree
 from triton_repo.errors import ArtifactError, ConfigError, MissingModelFileError
-from triton_repo.flavors._onnx_graph import GraphTensor, OnnxGraph, read_graph
+from triton_repo.flavors.onnx_graph import GraphTensor, OnnxGraph, read_graph
 from triton_repo.layout import is_shared_path
 
 if TYPE_CHECKING:

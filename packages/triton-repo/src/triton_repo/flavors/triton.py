@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from triton_repo.artifact import ModelArtifact
     from triton_repo.entry import ModelName
 
-__all__ = ["convert"]
+__all__ = ["convert", "open_directory"]
 
 _TOO_HIGH = 10**18  # Triton reads versions as 64-bit numbers
 
@@ -23,9 +23,7 @@ def convert(artifact: ModelArtifact, name: ModelName, version: int) -> Repositor
     A single version directory is placed as `version`, whatever its number was; several keep their
     numbers. See `flavors.convert` for the arguments and errors.
     """
-    settings = artifact.flavors["triton"]
-    root = artifact.path(settings.get("data", ""), said_by="MLmodel's triton flavor (data)")
-    directory = ModelDirectory.read(root, inside=artifact.root, versions=_recorded(settings))
+    directory = open_directory(artifact)
     config, versions = directory.config, directory.versions
     if len(versions) == 1:
         (tree,) = versions.values()
@@ -40,6 +38,18 @@ def convert(artifact: ModelArtifact, name: ModelName, version: int) -> Repositor
         config=config.with_name(name) if config is not None else None,
         has_own_config=config is not None,
     )
+
+
+def open_directory(artifact: ModelArtifact) -> ModelDirectory:
+    """The directory in Triton's layout that a model of this flavor holds, checked.
+
+    Raises:
+        ArtifactError: it is not what MLmodel says.
+        ConfigError: its config.pbtxt does not parse.
+    """
+    settings = artifact.flavors["triton"]
+    root = artifact.path(settings.get("data", ""), said_by="MLmodel's triton flavor (data)")
+    return ModelDirectory.read(root, inside=artifact.root, versions=_recorded(settings))
 
 
 def _recorded(settings: object) -> list[int]:
