@@ -21,7 +21,6 @@ from publish_tools.plan import plan_triton
 from triton_repo.artifact import ModelArtifact
 from triton_repo.flavors import choose_flavor
 from triton_repo.flavors.triton import open_directory
-from triton_repo.layout import ModelDirectory
 
 if TYPE_CHECKING:
     import os
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from mlflow.models.model import ModelInfo
 
     from publish_tools.plan import ModelPlan
+    from triton_repo.layout import ModelDirectory
 
 __all__ = ["FLAVOR_NAME", "TritonModel", "load_model", "log_model", "save_model"]
 

@@ -40,8 +40,6 @@ class OnnxGraph:
         inputs: its real inputs, initializers left out. A dimension is -1 where it is variable; the
             shape is None where the graph does not even give a rank.
         outputs: the same.
-        batch_dimension: every input and output begins with a variable dimension, and no two of
-            them name it differently.
         external_files: files beside the model that hold its weights.
     """
 
@@ -51,6 +49,7 @@ class OnnxGraph:
 
     @property
     def has_batch_dimension(self) -> bool:
+        """Whether every tensor begins with a variable dimension, and no two name it differently."""
         tensors = self.inputs + self.outputs
         names = {tensor.first_dim_name for tensor in tensors} - {""}
         return (

@@ -1,0 +1,96 @@
+"""Where a model may lie, and what is left alone there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import boto3
+import mlflow
+import pytest
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+from mlflow_triton_plugin.fetch import ResolvedModel, fetched, resolve
+from triton_repo.errors import ArtifactError
+from triton_repo.record import Source
+
+from .models import log_onnx, scale_model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+def files_below(directory: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_a_local_artifact_is_read_where_it_is_and_left_as_it_is(
+    registered: Callable[[str], str],
+) -> None:
+    """MLflow's own download writes `registered_model_meta` into the live directory."""
+    name = registered("live")
+    log_onnx(scale_model(1), registered=name)
+    model = resolve(f"models:/{name}/1")
+    with fetched(model) as artifact:
+        before = files_below(artifact.root)
+        assert artifact.root == Path(model.location.removeprefix("file://"))
+    with fetched(model) as artifact:
+        assert files_below(artifact.root) == before
+    assert "registered_model_meta" not in before
+
+
+def test_an_artifact_on_another_machine_is_named() -> None:
+    model = ResolvedModel(Source("models:/m/1", "models:/m/1"), "/no/such/store/m")
+    with pytest.raises(ArtifactError, match="no such directory on this machine"), fetched(model):
+        pass
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """An S3 server on loopback."""
+    from moto.server import ThreadedMotoServer  # noqa: PLC0415
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_S3_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}")
+        client.create_bucket(Bucket="models")
+        yield "s3://models"
+    server.stop()
+
+
+def test_an_s3_source_is_downloaded_and_the_copy_removed(bucket: str, tmp_path: Path) -> None:
+    mlflow.onnx.save_model(scale_model(2), tmp_path / "saved", pip_requirements=["onnxruntime"])
+    get_artifact_repository(f"{bucket}/resnet").log_artifacts(str(tmp_path / "saved"))
+    model = resolve(f"{bucket}/resnet")
+    assert model.source.concrete_uri == f"{bucket}/resnet"
+    with fetched(model) as artifact:
+        assert files_below(artifact.root) == files_below(tmp_path / "saved")
+        downloaded = artifact.root
+    assert not downloaded.exists()
+
+
+def test_a_config_beside_a_remote_model_is_found(
+    bucket: str, registered: Callable[[str], str], tmp_path: Path
+) -> None:
+    """log_artifact("config.pbtxt", "triton") puts it into the run, not into the model."""
+    experiment = registered("remote")
+    experiment_id = mlflow.create_experiment(experiment, artifact_location=f"{bucket}/{experiment}")
+    (tmp_path / "config.pbtxt").write_text("max_batch_size: 3\n")
+    with mlflow.start_run(experiment_id=experiment_id):
+        log_onnx(scale_model(1), registered=experiment)
+        mlflow.log_artifact(str(tmp_path / "config.pbtxt"), "triton")
+    with fetched(resolve(f"models:/{experiment}/1")) as artifact:
+        config = artifact.find("config.pbtxt")
+        assert config is not None
+        assert config.read_text() == "max_batch_size: 3\n"
+    assert not config.exists()
