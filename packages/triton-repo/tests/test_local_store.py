@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,7 +23,6 @@ from triton_repo.testing import StoreContract, make_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 _NOBODY = 65534
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts and changes users")
@@ -189,9 +189,9 @@ def test_a_lost_permission_is_an_access_error_that_leaves_nothing(
         def denied(path: object, *_: object, **__: object) -> None:
             raise PermissionError(13, "Permission denied", str(path))
 
-        monkeypatch.setattr(os, "mkdir", denied)
-        monkeypatch.setattr(os, "rename", denied)
-        monkeypatch.setattr(os, "replace", denied)
+        monkeypatch.setattr(Path, "mkdir", denied)
+        monkeypatch.setattr(Path, "rename", denied)
+        monkeypatch.setattr(Path, "replace", denied)
     for call in (
         lambda: store.place("m/1", tree),
         lambda: store.write("m/config.pbtxt", b"new"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from triton_repo.entry import check_name
 from triton_repo.errors import DeploymentNotFoundError, InvalidNameError, TritonRepoError
-from triton_repo.placement import ModelPlace, PlaceState
+from triton_repo.model_view import ModelView, PlaceState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -31,7 +31,7 @@ def list_deployments(store: Store, servers: TritonServers) -> list[dict[str, Any
     found = []
     for name in store.children(""):
         try:
-            place = ModelPlace(store, check_name(name))
+            place = ModelView(store, check_name(name))
         except InvalidNameError:  # not a name we would have given
             continue
         if place.state() in _OURS:
@@ -45,7 +45,7 @@ def get_deployment(store: Store, servers: TritonServers, name: str) -> dict[str,
     Raises:
         DeploymentNotFoundError: there is none of that name.
     """
-    place = ModelPlace(store, check_name(name))
+    place = ModelView(store, check_name(name))
     if place.state() not in _OURS:
         raise DeploymentNotFoundError(
             f"no deployment {name} in {store.uri}; list shows those that are there", name=name
@@ -58,7 +58,7 @@ def ready_versions(states: Iterable[ModelState]) -> tuple[int, ...]:
     return tuple(sorted({int(each.version) for each in states if each.state == "READY"}))
 
 
-def describe(place: ModelPlace, states: Sequence[ModelState], servers: int) -> dict[str, Any]:
+def describe(place: ModelView, states: Sequence[ModelState], servers: int) -> dict[str, Any]:
     """One deployment, as `get_deployment` of the plugin documents it.
 
     Args:
@@ -89,7 +89,7 @@ def describe(place: ModelPlace, states: Sequence[ModelState], servers: int) -> d
 
 
 def _state(
-    place: ModelPlace,
+    place: ModelView,
     record: DeploymentRecord | None,
     states: Sequence[ModelState],
     servers: int,

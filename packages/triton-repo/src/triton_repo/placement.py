@@ -17,7 +17,6 @@ finish     old versions go, then journal.json
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import PurePosixPath
@@ -25,45 +24,29 @@ from typing import TYPE_CHECKING
 
 from triton_repo._version import WRITER
 from triton_repo.change import shared_now
-from triton_repo.config import CONFIG_FILENAME, ModelConfig
-from triton_repo.errors import ConfigError, ObjectNotFoundError, StoreError
+from triton_repo.config import CONFIG_FILENAME
+from triton_repo.errors import ConfigError
 from triton_repo.journal import OUR_DIRECTORY, Journal
-from triton_repo.layout import is_shared_path
+from triton_repo.model_view import ASIDE, JOURNAL, NO_CONFIG, ModelView, PlaceState
 from triton_repo.record import (
     RECORD_FILENAME,
     DeploymentRecord,
     FileDigest,
     RecordError,
-    Source,
     VersionRecord,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
 
     from triton_repo.change import Change
-    from triton_repo.entry import ModelName
-    from triton_repo.store import PlacedTree, Store
+    from triton_repo.store import PlacedTree
 
 __all__ = ["ModelPlace", "PlaceState", "StagedChange"]
 
-_JOURNAL = f"{OUR_DIRECTORY}/journal.json"
 _INCOMING = f"{OUR_DIRECTORY}/incoming"
 _REPLACED = f"{OUR_DIRECTORY}/replaced"
-_ASIDE = f"{OUR_DIRECTORY}/shared"
-
-#: What Triton reads where there is no config.pbtxt.
-_NO_CONFIG = ModelConfig.parse("")
-
-
-class PlaceState(enum.Enum):
-    """Whose a directory is, and whether it is whole."""
-
-    ABSENT = "absent"
-    FOREIGN = "foreign"  # a model that no MLflow command deployed
-    DEPLOYED = "deployed"
-    INTERRUPTED = "interrupted"  # there is a journal: a change is under way, or was
 
 
 @dataclass(frozen=True)
@@ -96,191 +79,11 @@ class StagedChange:
 
 
 @dataclass(frozen=True)
-class ModelPlace:
-    """The directory of one model in a repository.
+class ModelPlace(ModelView):
+    """The directory of one model in a repository, and its one writer.
 
     Methods raise `StoreError` when the store does; each says what it leaves behind.
     """
-
-    store: Store
-    name: ModelName
-
-    def _key(self, path: str) -> str:
-        return f"{self.name}/{path}"
-
-    @property
-    def uri(self) -> str:
-        """How messages and the record name the directory."""
-        return f"{self.store.uri}/{self.name}"
-
-    # -- what is there ------------------------------------------------------------------------
-
-    def state(self) -> PlaceState:
-        """Whose the directory is; one look, no lock."""
-        if self.store.exists(self._key(_JOURNAL)):
-            return PlaceState.INTERRUPTED
-        if self.store.exists(self._key(RECORD_FILENAME)):
-            return PlaceState.DEPLOYED
-        if not self.store.exists(self.name):
-            return PlaceState.ABSENT
-        below = self.store.children(self.name)
-        if set(below) <= {OUR_DIRECTORY}:  # a change died before its first note, or after its last
-            files = self.store.list_files(self.name)
-            if all(path.startswith(f"{OUR_DIRECTORY}/") for path in files):
-                return PlaceState.INTERRUPTED if below else PlaceState.ABSENT
-        return PlaceState.FOREIGN
-
-    def journal(self) -> Journal | None:
-        """The change under way, or None.
-
-        Raises:
-            StoreError: the journal is damaged.
-        """
-        data = self._read(_JOURNAL)
-        try:
-            return Journal.parse(data) if data is not None else None
-        except ValueError as exc:
-            key = self._key(_JOURNAL)
-            raise StoreError(
-                f"{self.uri}/{_JOURNAL} is damaged: {exc}; remove it if no command is running",
-                uri=self.store.uri,
-                key=key,
-            ) from exc
-
-    def record(self) -> DeploymentRecord | None:
-        """The deployment record, or None.
-
-        Raises:
-            RecordError: there is one that cannot be read.
-        """
-        data = self._read(RECORD_FILENAME)
-        where = f"{self.uri}/{RECORD_FILENAME}"
-        return DeploymentRecord.parse(data, where=where) if data is not None else None
-
-    def config(self) -> ModelConfig | None:
-        """The config.pbtxt on disk, or None.
-
-        Raises:
-            ConfigError: there is one that does not parse.
-        """
-        data = self._read(CONFIG_FILENAME)
-        where = f"{self.uri}/{CONFIG_FILENAME}"
-        return ModelConfig.parse(data, where=where) if data is not None else None
-
-    def versions(self) -> tuple[int, ...]:
-        """Numbers of the version directories on disk, in order."""
-        if not self.store.exists(self.name):
-            return ()
-        names = self.store.children(self.name)
-        return tuple(sorted(int(name) for name in names if _is_version(name)))
-
-    def shared_files(self) -> dict[str, int]:
-        """The files beside config.pbtxt, with their sizes in bytes."""
-        if not self.store.exists(self.name):
-            return {}
-        files = self.store.list_files(self.name)
-        return {path: size for path, size in files.items() if is_shared_path(PurePosixPath(path))}
-
-    def digests(self, paths: Iterable[str]) -> dict[str, FileDigest]:
-        """Digests of files of the model, by path."""
-        return {path: self.store.digest(self._key(path)) for path in paths}
-
-    def take_stock(self) -> DeploymentRecord:
-        """A record of what stands here now, whoever put it. Nothing is written.
-
-        What our record says of a version is kept where its files still have the recorded sizes;
-        other versions are read whole. The version that serves gets the files beside config.pbtxt,
-        and the config.pbtxt, that are there now: somebody may have edited them since.
-        """
-        try:
-            known = self.record()
-        except RecordError:
-            known = None
-        serving = self._serving(known)
-        shared = self.digests(self.shared_files())
-        edited = self.edited_config()
-        versions = {}
-        for version in self.versions():
-            seen = self._stock_of(version, known, shared)
-            if version in serving:
-                config = edited.text if edited else seen.config
-                seen = replace(seen, shared=shared, config=config)
-            versions[version] = seen
-        return DeploymentRecord(
-            name=self.name,
-            flavor=known.flavor if known else "",
-            model_uri=known.model_uri if known else "",
-            triton_model_path=self.uri,
-            serving=serving,
-            versions=versions,
-        )
-
-    def _stock_of(
-        self, version: int, known: DeploymentRecord | None, shared: dict[str, FileDigest]
-    ) -> VersionRecord:
-        below = self.store.list_files(self._key(str(version)))
-        seen = known.versions.get(version) if known else None
-        if seen is not None and below == {
-            path: each.size_bytes for path, each in seen.files.items()
-        }:
-            return seen
-        files = {path: self.store.digest(self._key(f"{version}/{path}")) for path in below}
-        if seen is not None:  # damaged, or edited
-            return replace(seen, files=files)
-        uri = known.model_uri if known else ""
-        config = (self._read(CONFIG_FILENAME) or b"").decode("utf-8", "surrogateescape")
-        return VersionRecord(Source(uri=uri, concrete_uri=uri), files, shared, config)
-
-    def edited_config(self) -> ModelConfig | None:
-        """The config.pbtxt on disk, where it is not the one we put there; None where it is."""
-        try:
-            config, record = self.config(), self.record()
-        except (ConfigError, RecordError):
-            return None
-        if config is None or record is None:
-            return config
-        served = [record.versions[each] for each in record.serving if each in record.versions]
-        if not served:
-            return config
-        ours = ModelConfig.parse(served[0].config)
-        pinned = ours.pinned(config.pinned_versions) if config.pinned_versions else ours
-        return None if config.data in (ours.data, pinned.data) else config
-
-    def can_return(self, base: DeploymentRecord, version: int) -> bool:
-        """Whether everything that a version on disk needs in order to serve again is still here.
-
-        Args:
-            base: from `take_stock`.
-            version: one of its versions.
-        """
-        try:
-            known = self.record()
-        except RecordError:
-            return False
-        if known is None or version not in known.versions:
-            return False
-        now, seen = shared_now(base), base.versions[version]
-        return seen.files == known.versions[version].files and all(
-            now.get(path) == digest or self.store.exists(self._key(f"{_ASIDE}/{digest.sha256}"))
-            for path, digest in seen.shared.items()
-        )
-
-    def _serving(self, known: DeploymentRecord | None) -> tuple[int, ...]:
-        if known is not None and known.serving:
-            return known.serving
-        try:
-            config = self.config()
-        except ConfigError:  # nothing serves, and what it was meant to serve nobody can say
-            config = None
-        return (config or _NO_CONFIG).served(self.versions())
-
-    def _read(self, path: str) -> bytes | None:
-        try:
-            return self.store.read(self._key(path))
-        except ObjectNotFoundError:
-            return None
-
-    # -- how it changes -----------------------------------------------------------------------
 
     def lock(self, holder: str) -> AbstractContextManager[None]:
         """Be the only writer of this model.
@@ -325,7 +128,7 @@ class ModelPlace:
             replaced_versions=tuple(sorted(change.replaced)),
             shared_before=aside,
             shared_added=tuple(path for path in change.shared_paths if path not in aside),
-            config_before=self._read(CONFIG_FILENAME),
+            config_before=self.read(CONFIG_FILENAME),
         )
         self._write_journal(journal)
         self._set_aside(aside)
@@ -341,16 +144,16 @@ class ModelPlace:
 
     def _set_aside(self, aside: Mapping[str, str]) -> None:
         for path, sha256 in aside.items():
-            kept = self._key(f"{_ASIDE}/{sha256}")
+            kept = self.key(f"{ASIDE}/{sha256}")
             if not self.store.exists(kept):
-                self.store.copy_file(self._key(path), kept)
+                self.store.copy_file(self.key(path), kept)
 
     def _guard(self, change: Change) -> None:
         """Pin what serves, so that a server that starts now does not take up the new directory."""
         if change.base is None or not change.base.serving or change.replaced or not change.place:
             return
         try:
-            config = self.config() or _NO_CONFIG
+            config = self.config() or NO_CONFIG
         except ConfigError:  # no server that starts now can load it
             return
         if not config.pinned_versions:
@@ -361,19 +164,19 @@ class ModelPlace:
     ) -> dict[int, PlacedTree]:
         if not change.replaced:
             return {
-                version: self.store.place(self._key(str(version)), tree, on_copied)
+                version: self.store.place(self.key(str(version)), tree, on_copied)
                 for version, tree in change.place.items()
             }
         # Everything is copied before anything is moved: the window in which a reader may see the
         # old and the new set mixed is that of a few renames.
         placed = {
-            version: self.store.place(self._key(f"{_INCOMING}/{version}"), tree, on_copied)
+            version: self.store.place(self.key(f"{_INCOMING}/{version}"), tree, on_copied)
             for version, tree in change.place.items()
         }
         for version in sorted(change.replaced):
-            self.store.move(self._key(str(version)), self._key(f"{_REPLACED}/{version}"))
+            self.store.move(self.key(str(version)), self.key(f"{_REPLACED}/{version}"))
         for version in placed:
-            self.store.move(self._key(f"{_INCOMING}/{version}"), self._key(str(version)))
+            self.store.move(self.key(f"{_INCOMING}/{version}"), self.key(str(version)))
         return placed
 
     def _place_shared(
@@ -382,11 +185,11 @@ class ModelPlace:
         placed = None
         if change.shared.files:
             incoming = f"{_INCOMING}/shared"
-            placed = self.store.place(self._key(incoming), change.shared, on_copied)
+            placed = self.store.place(self.key(incoming), change.shared, on_copied)
             for path in change.shared.names():
-                self.store.move(self._key(f"{incoming}/{path}"), self._key(path))
+                self.store.move(self.key(f"{incoming}/{path}"), self.key(path))
         for path, digest in change.shared_restored.items():
-            self.store.copy_file(self._key(f"{_ASIDE}/{digest.sha256}"), self._key(path))
+            self.store.copy_file(self.key(f"{ASIDE}/{digest.sha256}"), self.key(path))
         return placed
 
     def _record_of(
@@ -412,7 +215,7 @@ class ModelPlace:
             flavor=change.entry.flavor,
             model_uri=change.source.uri,
             triton_model_path=self.uri,
-            serving=change.serving or (change.config or _NO_CONFIG).served(versions),
+            serving=change.serving or (change.config or NO_CONFIG).served(versions),
             versions=versions,
         )
 
@@ -459,9 +262,9 @@ class ModelPlace:
         paths = {path.split("/")[0] for path in self.store.list_files(self.name)}
         below = (paths | set(self.store.children(self.name))) - {OUR_DIRECTORY}
         for path in sorted(below, key=lambda path: (path == RECORD_FILENAME, path)):
-            self.store.remove(self._key(path))
-        for path in self.store.children(self._key(OUR_DIRECTORY)) if paths else ():
-            self.store.remove(self._key(f"{OUR_DIRECTORY}/{path}"))
+            self.store.remove(self.key(path))
+        for path in self.store.children(self.key(OUR_DIRECTORY)) if paths else ():
+            self.store.remove(self.key(f"{OUR_DIRECTORY}/{path}"))
         self.store.remove(self.name)
 
     def recover(self) -> str | None:
@@ -489,7 +292,7 @@ class ModelPlace:
 
     def _tidy(self) -> None:
         """Remove the empty directories of a change that died before its first note."""
-        for key in (self._key(OUR_DIRECTORY), self.name):
+        for key in (self.key(OUR_DIRECTORY), self.name):
             empty = self.store.exists(key) and not self.store.children(key)
             if empty and not self.store.list_files(key):
                 self.store.remove(key)
@@ -498,12 +301,12 @@ class ModelPlace:
         if journal.record_after is None:
             raise ValueError("only a validated change can be finished")
         if journal.config_after is None:
-            self.store.remove(self._key(CONFIG_FILENAME))
+            self.store.remove(self.key(CONFIG_FILENAME))
         else:
             self._write(CONFIG_FILENAME, journal.config_after)
         self._write(RECORD_FILENAME, journal.record_after)
         for version in journal.doomed_versions:
-            self.store.remove(self._key(str(version)))
+            self.store.remove(self.key(str(version)))
         for path in journal.doomed_shared:
             self._remove_shared(path)
         self._clean(DeploymentRecord.parse(journal.record_after))
@@ -515,7 +318,7 @@ class ModelPlace:
         self._put_back_versions(journal)
         self._put_back_shared(journal)
         if journal.config_before is None:
-            self.store.remove(self._key(CONFIG_FILENAME))
+            self.store.remove(self.key(CONFIG_FILENAME))
         else:
             self._write(CONFIG_FILENAME, journal.config_before)
         try:
@@ -528,50 +331,50 @@ class ModelPlace:
     def _put_back_versions(self, journal: Journal) -> None:
         for version in journal.new_versions:
             if version not in journal.replaced_versions:
-                self.store.remove(self._key(str(version)))
+                self.store.remove(self.key(str(version)))
         for version in journal.replaced_versions:
-            kept = self._key(f"{_REPLACED}/{version}")
+            kept = self.key(f"{_REPLACED}/{version}")
             if self.store.exists(kept):  # else it was never moved away
-                self.store.remove(self._key(str(version)))
-                self.store.move(kept, self._key(str(version)))
+                self.store.remove(self.key(str(version)))
+                self.store.move(kept, self.key(str(version)))
 
     def _put_back_shared(self, journal: Journal) -> None:
         for path, sha256 in journal.shared_before.items():
-            kept = self._key(f"{_ASIDE}/{sha256}")
+            kept = self.key(f"{ASIDE}/{sha256}")
             if self.store.exists(kept):  # else it was never touched
-                self.store.copy_file(kept, self._key(path))
+                self.store.copy_file(kept, self.key(path))
         for path in journal.shared_added:
             self._remove_shared(path)
 
     def _remove_shared(self, path: str) -> None:
         """Remove a file beside config.pbtxt, and the directories that only it was in."""
-        self.store.remove(self._key(path))
+        self.store.remove(self.key(path))
         for directory in list(PurePosixPath(path).parents)[:-1]:
-            key = self._key(str(directory))
+            key = self.key(str(directory))
             if self.store.exists(key) and not self.store.list_files(key):
                 self.store.remove(key)
 
     def _clean(self, record: DeploymentRecord | None, *, keep_aside: bool = False) -> None:
         """Remove what the change set aside, but not what a kept version needs to come back."""
-        self.store.remove(self._key(_INCOMING))
-        self.store.remove(self._key(_REPLACED))
+        self.store.remove(self.key(_INCOMING))
+        self.store.remove(self.key(_REPLACED))
         wanted = _set_aside_for(record) if record else set()
-        aside = self._key(_ASIDE)
+        aside = self.key(ASIDE)
         kept = self.store.list_files(aside) if self.store.exists(aside) else {}
         for sha256 in kept:
             if sha256 not in wanted and not keep_aside:
                 self.store.remove(f"{aside}/{sha256}")
         # the journal last, and with it what is left of our directory
         empty = wanted.isdisjoint(kept) and not (keep_aside and kept)
-        self.store.remove(self._key(OUR_DIRECTORY if empty else _JOURNAL))
+        self.store.remove(self.key(OUR_DIRECTORY if empty else JOURNAL))
 
     def _write_journal(self, journal: Journal) -> None:
-        self._write(_JOURNAL, journal.to_bytes())
+        self._write(JOURNAL, journal.to_bytes())
 
     def _write(self, path: str, data: bytes) -> None:
         """Write unless the content is there already: a file's time stamp means something."""
-        if self._read(path) != data:
-            self.store.write(self._key(path), data)
+        if self.read(path) != data:
+            self.store.write(self.key(path), data)
 
 
 def _set_aside_for(record: DeploymentRecord) -> set[str]:
@@ -583,10 +386,6 @@ def _set_aside_for(record: DeploymentRecord) -> set[str]:
         for path, digest in seen.shared.items()
         if now.get(path) != digest
     }
-
-
-def _is_version(name: str) -> bool:
-    return name.isascii() and name.isdecimal() and name[0] != "0"
 
 
 def _now() -> str:
