@@ -10,9 +10,9 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+
+from mlflow_triton_plugin.deployment_error import DeploymentError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,16 +23,14 @@ __all__ = ["OutputFileError", "write"]
 _STREAMS = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/")
 
 
-# both bases keep a .message, and it is the same text
-class OutputFileError(MlflowException, click.ClickException):  # type: ignore[misc]
+class OutputFileError(DeploymentError):
     """The result could not be written; a file that was there before is as it was.
 
-    It is a ClickException too, because MLflow's CLI calls `to_json` itself and prints a traceback
-    for anything else.
+    MLflow's CLI calls `to_json` itself: nobody would translate another error.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(message, error_code=INVALID_PARAMETER_VALUE)
+        super().__init__(message, INVALID_PARAMETER_VALUE)
 
 
 def write(path: str | os.PathLike[str], chunks: Iterable[bytes]) -> None:

@@ -1,15 +1,15 @@
-"""The one table from every error to MLflow's, and the exception that carries it."""
+"""The one table from every error to MLflow's."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import click
 from mlflow.exceptions import MlflowException
 from mlflow.protos import databricks_pb2 as codes
 
 from mlflow_triton_plugin import errors as ours
+from mlflow_triton_plugin.deployment_error import DeploymentError
 from mlflow_triton_plugin.local.errors import LocalTritonError
 from mlflow_triton_plugin.predict import InvalidInputError
 from triton_repo import errors as repo
@@ -18,7 +18,7 @@ from triton_repo.record import RecordError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["ERROR_CODES", "DeploymentError", "translated"]
+__all__ = ["ERROR_CODES", "translated"]
 
 #: The first row that fits decides.
 ERROR_CODES: tuple[tuple[type[Exception], int], ...] = (
@@ -49,17 +49,6 @@ ERROR_CODES: tuple[tuple[type[Exception], int], ...] = (
     (NotImplementedError, codes.NOT_IMPLEMENTED),
     (OSError, codes.INTERNAL_ERROR),
 )
-
-
-class DeploymentError(MlflowException, click.ClickException):  # type: ignore[misc]  # .message
-    """An MlflowException that MLflow's CLI prints as one line, `Error: …`, with exit status 1.
-
-    The CLI prints a traceback for every exception but click's own.
-    """
-
-    def __init__(self, message: str, error_code: int) -> None:
-        one_line = " ".join(message.split())
-        MlflowException.__init__(self, one_line, error_code=error_code)
 
 
 @contextmanager

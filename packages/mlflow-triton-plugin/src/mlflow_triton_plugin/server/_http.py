@@ -132,35 +132,16 @@ class HttpServer:
     ) -> Iterator[None]:
         try:
             yield
-        except InferenceServerException as exc:
-            status = str(exc.status() or "")
+        except (InferenceServerException, OSError) as exc:
+            status, reason = _said(exc)
             raise_translated(
                 exc,
                 endpoint=self._endpoint,
-                status=_STATUSES.get(status, status),
-                reason=str(exc.message() or exc),
+                status=status,
+                reason=reason,
                 what=what,
                 model=model,
                 timeout_s=self._timeout_s if timeout_s is None else timeout_s,
-            )
-        except TimeoutError as exc:
-            raise_translated(
-                exc,
-                endpoint=self._endpoint,
-                status="DEADLINE_EXCEEDED",
-                reason=str(exc),
-                what=what,
-                model=model,
-                timeout_s=self._timeout_s if timeout_s is None else timeout_s,
-            )
-        except OSError as exc:
-            raise_translated(
-                exc,
-                endpoint=self._endpoint,
-                status="UNAVAILABLE",
-                reason=exc.strerror or str(exc),
-                what=what,
-                model=model,
             )
         except (HTTPException, ValueError) as exc:
             raise ServerUnavailableError(
@@ -169,6 +150,16 @@ class HttpServer:
                 endpoint=self._endpoint,
                 model=model,
             ) from exc
+
+
+def _said(exc: InferenceServerException | OSError) -> tuple[str, str]:
+    """The status, in gRPC's words, and the reason that an error of the HTTP client gives."""
+    if isinstance(exc, TimeoutError):
+        return "DEADLINE_EXCEEDED", str(exc)
+    if isinstance(exc, OSError):
+        return "UNAVAILABLE", exc.strerror or str(exc)
+    status = str(exc.status() or "")
+    return _STATUSES.get(status, status), str(exc.message() or exc)
 
 
 def _spec(tensor: Mapping[str, Any], optional: bool) -> TensorSpec:  # noqa: FBT001 - see _grpc
