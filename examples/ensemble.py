@@ -15,7 +15,7 @@ import numpy as np
 from mlflow.deployments import get_deploy_client
 
 from mlflow_triton_plugin.local import LocalTriton
-from publish_tools import publish_repository
+from publish_tools import FailedModel, publish_repository
 
 EXAMPLES = Path(__file__).resolve().parent
 # An ensemble loads only when the models of its steps are there.
@@ -28,7 +28,7 @@ def main() -> None:
         os.chdir(folder)
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         for result in publish_repository(EXAMPLES):
-            print(result.status, result.name)
+            print(result.name, "failed" if isinstance(result, FailedModel) else result.status)
 
         repository = Path(folder, "models")
         repository.mkdir()

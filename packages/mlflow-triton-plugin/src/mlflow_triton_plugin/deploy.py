@@ -17,12 +17,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mlflow_triton_plugin.describe import describe, ready_versions
-from mlflow_triton_plugin.errors import ServerUnavailableError, TritonServerError
+from mlflow_triton_plugin.errors import (
+    ModelLoadError,
+    ServerUnavailableError,
+    TritonServerError,
+)
 from mlflow_triton_plugin.fetch import fetched, resolve
 from mlflow_triton_plugin.progress import copying
 from triton_repo.change import Change, plan_change, plan_return
 from triton_repo.entry import check_name
 from triton_repo.errors import (
+    ArtifactError,
     DeploymentExistsError,
     DeploymentNotFoundError,
     StoreUnavailableError,
@@ -30,11 +35,14 @@ from triton_repo.errors import (
 )
 from triton_repo.flavors import choose_flavor, convert
 from triton_repo.placement import ModelPlace, PlaceState
+from triton_repo.record import RecordError
 
 if TYPE_CHECKING:
     from mlflow_triton_plugin.fetch import ResolvedModel
     from mlflow_triton_plugin.server import TritonServers
     from mlflow_triton_plugin.settings import Options
+    from triton_repo.config import ModelConfig
+    from triton_repo.journal import Journal
     from triton_repo.record import DeploymentRecord
     from triton_repo.store import Store
 
@@ -70,8 +78,11 @@ class Deployer:
         place = ModelPlace(self.store, check_name(name))
         self._check()
         with place.lock(holder()):
-            recovered = self._recover(place, options)
-            base = self._base_of_create(place, options, recovered=recovered)
+            interrupted = self._recover(place, options)
+            again = interrupted is not None and (
+                (interrupted.operation, interrupted.model_uri) == ("create", model_uri)
+            )
+            base = self._base_of_create(place, options, again=again)
             model = resolve(model_uri)
             return self._deploy(place, base, model, flavor, options, operation="create")
 
@@ -96,11 +107,15 @@ class Deployer:
             if place.state() is not PlaceState.DEPLOYED:
                 raise _not_deployed(place)
             base = place.take_stock()
-            model = resolve(model_uri or _uri_of(base))
+            model = resolve(model_uri or _uri_of(place, base))
             version = _kept_version(place, base, model)
-            if version is not None and flavor in (None, base.flavor):
+            if version is not None and flavor in (None, base.versions[version].flavor):
                 change = plan_return(
-                    base, version, source=model.source, keep_versions=options.keep_versions
+                    base,
+                    version,
+                    source=model.source,
+                    keep_versions=options.keep_versions,
+                    recorded=_recorded(place),
                 )
                 return self._apply(place, change, options, operation="update")
             return self._deploy(place, base, model, flavor, options, operation="update")
@@ -118,13 +133,11 @@ class Deployer:
         place = ModelPlace(self.store, check_name(name))
         self._check()
         with place.lock(holder()):
-            journal = place.journal()
-            if journal is not None and journal.operation != "delete":
-                # what was interrupted may be the adoption of somebody else's directory
-                self._recover(place, options)
+            # what was interrupted may be the adoption of somebody else's directory
+            interrupted = self._recover(place, options)
             state = place.state()
             if state is PlaceState.ABSENT:
-                return False
+                return interrupted is not None
             if state is PlaceState.FOREIGN:
                 raise _foreign(place, "remove its directory by hand if nobody needs it")
             try:
@@ -142,17 +155,37 @@ class Deployer:
         self.store.check()
         self.servers.check()
 
-    def _recover(self, place: ModelPlace, options: Options) -> bool:
-        """Finish or undo what an interrupted command left; whether there was anything."""
-        if place.state() is PlaceState.INTERRUPTED:  # the server may be at it still
-            self.servers.settle(place.name, timeout_s=options.load_timeout_s)
+    def _recover(self, place: ModelPlace, options: Options) -> Journal | None:
+        """Finish or undo what an interrupted command left, on disk and on the servers.
+
+        Returns:
+            What was interrupted, or None.
+        """
+        if place.state() is not PlaceState.INTERRUPTED:
+            place.recover()  # temporary files of a command that came no further
+            return None
+        interrupted = place.journal()
+        self.servers.settle(place.name, timeout_s=options.load_timeout_s)  # it may be at it still
+        if interrupted is not None and interrupted.operation == "delete":
+            self.servers.unload(place.name, timeout_s=options.load_timeout_s)
         outcome = place.recover()
         if outcome is not None:
             _logger.warning("an interrupted change of %s was %s", place.uri, outcome)
-        return outcome is not None
+        self._agree(place, options.load_timeout_s)
+        return interrupted
+
+    def _agree(self, place: ModelPlace, timeout_s: float) -> None:
+        """Make the servers serve what is on disk, after a change was undone there."""
+        if place.state() is PlaceState.ABSENT:
+            self.servers.unload(place.name, timeout_s=timeout_s)
+        elif self._serves(place):
+            try:
+                self.servers.load(place.name, config=None, versions=(), timeout_s=timeout_s)
+            except ModelLoadError as exc:  # what serves goes on; the command itself may mend it
+                _logger.warning("%s", exc)
 
     def _base_of_create(
-        self, place: ModelPlace, options: Options, *, recovered: bool
+        self, place: ModelPlace, options: Options, *, again: bool
     ) -> DeploymentRecord | None:
         state = place.state()
         if state is PlaceState.ABSENT:
@@ -165,7 +198,7 @@ class Deployer:
                     "on_conflict=replace removes it",
                 )
             return place.take_stock()
-        if not recovered and self._serves(place):
+        if not again and self._serves(place):
             raise DeploymentExistsError(
                 f"{place.name} is deployed already; update it, delete it, or choose another name",
                 name=place.name,
@@ -201,9 +234,18 @@ class Deployer:
                 wanted_version=wanted,
                 keep_versions=options.keep_versions,
                 keep_base=options.on_conflict != "replace",
-                edited_config=place.edited_config(),
+                recorded=_recorded(place),
+                edited_config=self._edited_config(place, options),
             )
             return self._apply(place, change, options, operation=operation)
+
+    def _edited_config(self, place: ModelPlace, options: Options) -> ModelConfig | None:
+        if options.on_conflict == "replace":
+            return None
+        edited = place.edited_config()
+        if edited is not None and place.state() is PlaceState.DEPLOYED:
+            _logger.warning("%s/config.pbtxt was edited; it stays where it suits", place.uri)
+        return edited
 
     def _apply(
         self, place: ModelPlace, change: Change, options: Options, *, operation: str
@@ -226,11 +268,11 @@ class Deployer:
         except BaseException:  # Ctrl-C too: what was begun is put back before it goes on
             if staged is not None:
                 staged.abandon()
-            self._put_back(place, change)
+            self._put_back(place)
             raise
         return describe(place, states, len(self.servers))
 
-    def _put_back(self, place: ModelPlace, change: Change) -> None:
+    def _put_back(self, place: ModelPlace) -> None:
         """Undo a change that failed, as far as that can be done now.
 
         What remains is named in a warning, and the next command goes on with it.
@@ -238,7 +280,7 @@ class Deployer:
         try:
             self._settle(place)
             if place.recover() != "finished":
-                self._reload(place, change)
+                self._agree(place, _PUT_BACK_TIMEOUT_S)
         except (TritonRepoError, TritonServerError) as exc:
             _logger.warning(
                 "%s could not be put back wholly: %s; run the command again", place.uri, exc
@@ -249,14 +291,6 @@ class Deployer:
             self.servers.settle(place.name, timeout_s=_PUT_BACK_TIMEOUT_S)
         except ServerUnavailableError:  # it is down, and loads nothing
             _logger.info("%s does not answer; putting the files back", self.servers.endpoints)
-
-    def _reload(self, place: ModelPlace, change: Change) -> None:
-        """Make the servers forget the failed version; what was READY serves all the while."""
-        server_side = self.servers
-        if change.base is None:
-            server_side.unload(place.name, timeout_s=_PUT_BACK_TIMEOUT_S)
-        elif place.state() is PlaceState.DEPLOYED or self._serves(place):
-            server_side.load(place.name, config=None, versions=(), timeout_s=_PUT_BACK_TIMEOUT_S)
 
 
 #: Putting back is worth waiting for, but not as long as the load that failed.
@@ -275,18 +309,37 @@ def holder() -> str:
 def _kept_version(place: ModelPlace, base: DeploymentRecord, model: ResolvedModel) -> int | None:
     """A version on disk that is certainly the model asked for, and not the one that serves.
 
-    What serves is fetched and compared instead: its config.pbtxt may have been logged since.
+    What serves is fetched and compared instead: its config.pbtxt may have been logged since. So is
+    a model that brought several versions: they belong together.
     """
+    for number in base.serving:
+        if number in base.versions and base.versions[number].source.same_model(model.source):
+            return None
     for number, seen in base.versions.items():
-        if number not in base.serving and seen.source.same_model(model.source):
+        if seen.members == 1 and seen.source.same_model(model.source):
             return number if place.can_return(base, number) else None
     return None
 
 
-def _uri_of(base: DeploymentRecord) -> str:
+def _recorded(place: ModelPlace) -> DeploymentRecord | None:
+    """What the last command recorded; None where that cannot be read."""
+    try:
+        return place.record()
+    except RecordError:
+        return None
+
+
+def _uri_of(place: ModelPlace, base: DeploymentRecord) -> str:
+    """Where what is deployed came from.
+
+    Raises:
+        ArtifactError: nobody knows.
+    """
     for number in base.serving:
         if number in base.versions and base.versions[number].source.concrete_uri:
             return base.versions[number].source.concrete_uri
+    if not base.model_uri:
+        raise ArtifactError(f"the record of {place.uri} does not say its model; give --model-uri")
     return base.model_uri
 
 

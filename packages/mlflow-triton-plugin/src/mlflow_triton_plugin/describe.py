@@ -6,7 +6,12 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from triton_repo.entry import check_name
-from triton_repo.errors import DeploymentNotFoundError, InvalidNameError, TritonRepoError
+from triton_repo.errors import (
+    DeploymentNotFoundError,
+    InvalidNameError,
+    StoreError,
+    TritonRepoError,
+)
 from triton_repo.model_view import ModelView, PlaceState
 
 if TYPE_CHECKING:
@@ -31,11 +36,12 @@ def list_deployments(store: Store, servers: TritonServers) -> list[dict[str, Any
     found = []
     for name in store.children(""):
         try:
-            place = ModelView(store, check_name(name))
-        except InvalidNameError:  # not a name we would have given
+            view = ModelView(store, check_name(name))
+            ours = view.state() in _OURS
+        except (InvalidNameError, StoreError):  # not a name of ours, or a directory closed to us
             continue
-        if place.state() in _OURS:
-            found.append(describe(place, states.get(name, []), len(servers)))
+        if ours:
+            found.append(describe(view, states.get(name, []), len(servers)))
     return found
 
 
@@ -95,7 +101,10 @@ def _state(
     servers: int,
 ) -> tuple[str, str]:
     """The deployment's state and, where it is not READY, why."""
-    journal = place.journal()
+    try:
+        journal = place.journal()
+    except StoreError as exc:
+        return "INTERRUPTED", str(exc)
     if journal is not None:
         return "INTERRUPTED", (
             f"{journal.operation} by {journal.holder} since {journal.since} is under way or was "

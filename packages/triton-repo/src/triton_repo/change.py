@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from triton_repo.config import ModelConfig
 from triton_repo.entry import RepositoryEntry, Tree, check_name
-from triton_repo.errors import ConfigError
+from triton_repo.errors import ArtifactError, ConfigError
 from triton_repo.store._copy import digest_file
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from triton_repo.record import DeploymentRecord, FileDigest, Source
 
@@ -76,6 +76,7 @@ def plan_change(
     wanted_version: int = 0,
     keep_versions: int = 2,
     keep_base: bool = True,
+    recorded: DeploymentRecord | None = None,
     edited_config: ModelConfig | None = None,
 ) -> Change:
     """Plan to serve `entry`.
@@ -90,17 +91,33 @@ def plan_change(
             longer what they were, they are replaced.
         keep_versions: how many version directories may stay, the new one included.
         keep_base: False to remove everything that stands there once the new model is committed.
+        recorded: what the last command recorded; `base` where nothing was edited since.
         edited_config: the config.pbtxt that somebody tuned in the repository. It stays in force
-            where the new model brings none of its own.
+            where the new model brings none of its own, or the same one as before.
+
+    Raises:
+        ConfigError: `keep_versions` is no count.
+        ArtifactError: a model with several versions cannot stand beside versions of others.
     """
-    if edited_config is not None and keep_base and not entry.has_own_config:
+    recorded = base if recorded is None else recorded
+    if edited_config is not None and keep_base and _stays(edited_config, entry, recorded):
         entry = replace(entry, config=edited_config.with_name(entry.name))
     if len(entry.versions) == 1:
         number, reuse = _choose_version(entry, source, base, wanted_version, keep_base=keep_base)
-        keep = _kept(base, number, keep_versions) if keep_base else frozenset({number})
-        single = _plan_single(entry.renumbered(number), source, base, reuse=reuse, keep=keep)
-        return _with_shared(single, keep_base=keep_base)
+        on_disk = frozenset(base.versions if base else ())
+        if base is not None and keep_base:
+            doomed = _ours(base) - _kept(base, number, keep_versions)
+        else:
+            doomed = on_disk - {number}
+        single = _plan_single(entry.renumbered(number), source, base, reuse=reuse, doomed=doomed)
+        return _with_shared(single, recorded, keep_base=keep_base)
     on_disk = frozenset(base.versions if base else ())
+    if base is not None and keep_base and not _ours(base) >= on_disk:
+        raise ArtifactError(
+            f"{entry.name} brings several versions, and versions that it did not bring "
+            f"({_listed(on_disk - _ours(base))}) are there; move them, or create it anew with "
+            "-C on_conflict=replace"
+        )
     numbers = frozenset(entry.versions)
     return _with_shared(
         Change(
@@ -114,8 +131,36 @@ def plan_change(
             replaced=on_disk & numbers,
             doomed=on_disk - numbers,
         ),
+        recorded,
         keep_base=keep_base,
     )
+
+
+def _ours(base: DeploymentRecord) -> frozenset[int]:
+    """Version directories that one of our commands placed; only these are ever pruned."""
+    return frozenset(number for number, seen in base.versions.items() if seen.placed_by)
+
+
+def _listed(versions: Iterable[int]) -> str:
+    return ", ".join(str(version) for version in sorted(versions))
+
+
+def _stays(edited: ModelConfig, entry: RepositoryEntry, recorded: DeploymentRecord | None) -> bool:
+    """Whether a config.pbtxt that was edited in the repository suits the new model as well."""
+    if recorded is not None and recorded.flavor not in ("", entry.flavor):
+        return False
+    if entry.config is not None and edited.backend != entry.config.backend:
+        return False
+    if entry.has_own_config and (entry.config is None or not _unchanged(entry.config, recorded)):
+        return False
+    names = {path for tree in entry.versions.values() for path in tree.names()}
+    return edited.model_filename in ("", *names)
+
+
+def _unchanged(config: ModelConfig, recorded: DeploymentRecord | None) -> bool:
+    """Whether this is the config.pbtxt that the model which serves brought."""
+    versions = [recorded.versions.get(number) for number in recorded.serving] if recorded else []
+    return any(seen is not None and seen.config == config.text for seen in versions)
 
 
 def _choose_version(
@@ -145,7 +190,7 @@ def _plan_single(
     base: DeploymentRecord | None,
     *,
     reuse: int | None,
-    keep: frozenset[int],
+    doomed: frozenset[int],
 ) -> Change:
     (number,) = entry.versions
     on_disk = frozenset(base.versions if base else ())
@@ -161,12 +206,17 @@ def _plan_single(
         load_config=_load_config(entry.config, number, crowded=crowded),
         reuse=reuse,
         replaced=replaced,
-        doomed=on_disk - keep - replaced,
+        doomed=doomed - replaced,
     )
 
 
 def plan_return(
-    base: DeploymentRecord, version: int, *, source: Source, keep_versions: int = 2
+    base: DeploymentRecord,
+    version: int,
+    *,
+    source: Source,
+    keep_versions: int = 2,
+    recorded: DeploymentRecord | None = None,
 ) -> Change:
     """Plan to serve a version that is still on disk: nothing is copied from the model's source.
 
@@ -175,11 +225,15 @@ def plan_return(
         version: one of `base.versions`.
         source: what was asked for this time.
         keep_versions: how many version directories may stay.
+        recorded: what the last command recorded; `base` where nothing was edited since.
     """
     seen = base.versions[version]
     config = ModelConfig.parse(seen.config) if seen.config else None
     entry = RepositoryEntry(
-        name=check_name(base.name), flavor=base.flavor, versions={version: Tree()}, config=config
+        name=check_name(base.name),
+        flavor=seen.flavor or base.flavor,
+        versions={version: Tree()},
+        config=config,
     )
     crowded = len(base.versions) > 1
     now = shared_now(base)
@@ -193,10 +247,10 @@ def plan_return(
         config=_pinned(config, version) if crowded else config,
         load_config=_load_config(config, version, crowded=crowded),
         reuse=version,
-        doomed=frozenset(base.versions) - _kept(base, version, keep_versions),
+        doomed=_ours(base) - _kept(base, version, keep_versions),
         shared_kept={path: digest for path, digest in seen.shared.items() if path not in restored},
         shared_restored=restored,
-        shared_gone=tuple(path for path in now if path not in seen.shared),
+        shared_gone=_gone(now, recorded or base, set(seen.shared)),
     )
 
 
@@ -235,7 +289,7 @@ def _kept(base: DeploymentRecord | None, number: int, keep_versions: int) -> fro
     seen = base.versions if base else {}
     serving = base.serving if base else ()
     by_age = sorted(
-        (other for other in seen if other != number),
+        (other for other in seen if other != number and seen[other].placed_by),
         key=lambda other: (other in serving, seen[other].placed_at, other),
         reverse=True,
     )
@@ -252,23 +306,35 @@ def shared_now(base: DeploymentRecord | None) -> Mapping[str, FileDigest]:
     return serving[0].shared if serving else {}
 
 
-def _with_shared(change: Change, *, keep_base: bool) -> Change:
+def _with_shared(change: Change, recorded: DeploymentRecord | None, *, keep_base: bool) -> Change:
     """Add what happens to the files beside config.pbtxt."""
-    now = shared_now(change.base)
+    now, was = shared_now(change.base), shared_now(recorded)
     kept: dict[str, FileDigest] = {}
     fresh = []
     for file in change.entry.shared.files:
         path = str(file.path)
-        if path in now and digest_file(file.source) == now[path]:
+        # right already; or edited in the repository, while the model's own is what it was
+        if path in now and digest_file(file.source) in (now[path], was.get(path)):
             kept[path] = now[path]
         else:
             fresh.append(file)
-    ours = change.base is not None and all(
-        change.base.versions[number].placed_by
-        for number in change.base.serving
-        if number in change.base.versions
-    )
     wanted = set(change.entry.shared.names())
-    # Files of an adopted directory stay: nobody said that they were the old model's.
-    gone = tuple(path for path in now if path not in wanted) if ours or not keep_base else ()
+    wanted |= {path for _, path in change.config.named_files} if change.config else set()
+    gone = _gone(now, recorded, wanted) if keep_base else tuple(now.keys() - wanted)
     return replace(change, shared=Tree(tuple(fresh)), shared_kept=kept, shared_gone=gone)
+
+
+def _gone(
+    now: Mapping[str, FileDigest], recorded: DeploymentRecord | None, wanted: set[str]
+) -> tuple[str, ...]:
+    """Files beside config.pbtxt that an older version brought, and that nobody wants any more.
+
+    Those that somebody else put there stay.
+    """
+    ours = recorded is not None and all(
+        recorded.versions[number].placed_by
+        for number in recorded.serving
+        if number in recorded.versions
+    )
+    was = shared_now(recorded) if ours else {}
+    return tuple(path for path in was if path in now and path not in wanted)

@@ -34,6 +34,8 @@ class Journal:
             which their content was set aside.
         shared_added: files beside config.pbtxt that were not there before.
         config_before: config.pbtxt before the change, or None.
+        config_guard: config.pbtxt while it goes on, where that pins what serves; None where it is
+            not touched.
         config_after: config.pbtxt after it; None where it is not known yet, or there is none.
         record_after: the record after it; None until the change is validated.
         doomed_versions: version directories to remove once it is committed.
@@ -50,6 +52,7 @@ class Journal:
     shared_before: dict[str, str] = field(default_factory=dict)
     shared_added: tuple[str, ...] = ()
     config_before: bytes | None = None
+    config_guard: bytes | None = None
     config_after: bytes | None = None
     record_after: bytes | None = None
     doomed_versions: tuple[int, ...] = ()
@@ -80,7 +83,7 @@ class Journal:
 
 
 #: Fields that hold a file's bytes; they travel as base64.
-_FILES = frozenset({"config_before", "config_after", "record_after"})
+_FILES = frozenset({"config_before", "config_guard", "config_after", "record_after"})
 
 
 def _encode(name: str, value: Any) -> Any:

@@ -148,7 +148,10 @@ class ModelView:
             known = None
         serving = self._serving(known)
         shared = self.digests(self.shared_files())
-        edited = self.edited_config()
+        try:
+            edited = self.edited_config()
+        except ConfigError:
+            edited = None
         versions = {}
         for version in self.versions():
             seen = self._stock_of(version, known, shared)
@@ -179,14 +182,22 @@ class ModelView:
             return replace(seen, files=files)
         uri = known.model_uri if known else ""
         config = (self.read(CONFIG_FILENAME) or b"").decode("utf-8", "surrogateescape")
-        return VersionRecord(Source(uri=uri, concrete_uri=uri), files, shared, config)
+        # a record without versions is that of NVIDIA's plugin, which placed what stands here
+        placed_by = "mlflow-triton" if known and not known.versions else ""
+        source = Source(uri=uri, concrete_uri=uri)
+        return VersionRecord(source, files, shared, config, placed_by=placed_by)
 
     def edited_config(self) -> ModelConfig | None:
-        """The config.pbtxt on disk, where it is not the one we put there; None where it is."""
+        """The config.pbtxt on disk, where it is not the one we put there; None where it is.
+
+        Raises:
+            ConfigError: it was edited and no longer parses.
+        """
+        config = self.config()
         try:
-            config, record = self.config(), self.record()
-        except (ConfigError, RecordError):
-            return None
+            record = self.record()
+        except RecordError:
+            return config
         if config is None or record is None:
             return config
         served = [record.versions[each] for each in record.serving if each in record.versions]

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from triton_repo._version import WRITER
 from triton_repo.change import shared_now
 from triton_repo.config import CONFIG_FILENAME
-from triton_repo.errors import ConfigError
+from triton_repo.errors import ConfigError, StoreError
 from triton_repo.journal import OUR_DIRECTORY, Journal
 from triton_repo.model_view import ASIDE, JOURNAL, NO_CONFIG, ModelView, PlaceState
 from triton_repo.record import (
@@ -117,6 +117,7 @@ class ModelPlace(ModelView):
         Raises:
             StoreError: something could not be written; call `recover`.
         """
+        self._refuse_collisions(change)
         aside = self._shared_in_the_way(change)
         journal = Journal(
             operation=operation,
@@ -129,12 +130,38 @@ class ModelPlace(ModelView):
             shared_before=aside,
             shared_added=tuple(path for path in change.shared_paths if path not in aside),
             config_before=self.read(CONFIG_FILENAME),
+            config_guard=self._guard(change),
         )
         self._write_journal(journal)
         self._set_aside(aside)
-        self._guard(change)
+        if journal.config_guard is not None:
+            self._write(CONFIG_FILENAME, journal.config_guard)
         versions = self._place_versions(change, on_copied)
         return StagedChange(change, versions, self._place_shared(change, on_copied))
+
+    def _refuse_collisions(self, change: Change) -> None:
+        """Make sure that what the change adds is not there: an undo would take it away.
+
+        Raises:
+            StoreError: something is in the way; nothing was written.
+        """
+        for version in change.place:
+            if version not in change.replaced and self.store.exists(self.key(str(version))):
+                raise self._in_the_way(str(version))
+        present = self.shared_files()
+        for path in change.shared_paths:
+            if path not in present and self.store.exists(self.key(path)):
+                raise self._in_the_way(path)
+            for parent in list(PurePosixPath(path).parents)[:-1]:
+                if str(parent) in present:
+                    raise self._in_the_way(str(parent))
+
+    def _in_the_way(self, path: str) -> StoreError:
+        return StoreError(
+            f"{self.uri}/{path} is in the way of the model's own; move or rename it",
+            uri=self.store.uri,
+            key=self.key(path),
+        )
 
     def _shared_in_the_way(self, change: Change) -> dict[str, str]:
         """Shared files the change overwrites or removes, with their sha256."""
@@ -148,16 +175,18 @@ class ModelPlace(ModelView):
             if not self.store.exists(kept):
                 self.store.copy_file(self.key(path), kept)
 
-    def _guard(self, change: Change) -> None:
-        """Pin what serves, so that a server that starts now does not take up the new directory."""
+    def _guard(self, change: Change) -> bytes | None:
+        """The config.pbtxt that pins what serves, so that no server takes up the new directory.
+
+        None where there is nothing to guard.
+        """
         if change.base is None or not change.base.serving or change.replaced or not change.place:
-            return
+            return None
         try:
             config = self.config() or NO_CONFIG
         except ConfigError:  # no server that starts now can load it
-            return
-        if not config.pinned_versions:
-            self._write(CONFIG_FILENAME, config.pinned(change.base.serving).data)
+            return None
+        return None if config.pinned_versions else config.pinned(change.base.serving).data
 
     def _place_versions(
         self, change: Change, on_copied: Callable[[int], None] | None
@@ -202,13 +231,20 @@ class ModelPlace(ModelView):
         gone = change.replaced | change.doomed
         versions = {number: seen for number, seen in before.items() if number not in gone}
         config = change.entry.config.text if change.entry.config else ""
-        new = VersionRecord(change.source, {}, shared, config, _now(), WRITER)
+        members = len(change.entry.versions)
+        flavor = change.entry.flavor
+        new = VersionRecord(change.source, {}, shared, config, _now(), WRITER, flavor, members)
         for number, digests in files.items():
             versions[number] = replace(new, files=digests)
         if change.reuse is not None:  # its bytes are as old as they were
             seen = before[change.reuse]
             versions[change.reuse] = replace(
-                seen, source=change.source, shared=shared, config=config, placed_by=WRITER
+                seen,
+                source=change.source,
+                shared=shared,
+                config=config,
+                placed_by=WRITER,
+                flavor=flavor,
             )
         return DeploymentRecord(
             name=self.name,
@@ -317,16 +353,21 @@ class ModelPlace(ModelView):
             return
         self._put_back_versions(journal)
         self._put_back_shared(journal)
-        if journal.config_before is None:
-            self.store.remove(self.key(CONFIG_FILENAME))
-        else:
-            self._write(CONFIG_FILENAME, journal.config_before)
+        self._put_back_config(journal)
         try:
             record = self.record()
         except RecordError:  # a later release's, perhaps: nobody can say what it needs
             self._clean(None, keep_aside=True)
         else:
             self._clean(record)
+
+    def _put_back_config(self, journal: Journal) -> None:
+        if journal.config_guard is None or self.read(CONFIG_FILENAME) != journal.config_guard:
+            return  # we did not change it, or somebody has edited it since
+        if journal.config_before is None:
+            self.store.remove(self.key(CONFIG_FILENAME))
+        else:
+            self._write(CONFIG_FILENAME, journal.config_before)
 
     def _put_back_versions(self, journal: Journal) -> None:
         for version in journal.new_versions:

@@ -82,6 +82,8 @@ class VersionRecord:
         files: every file in the version directory, by its path in it.
         shared: every file beside config.pbtxt that this version was placed with.
         config: its config.pbtxt before any pin; empty where it has none.
+        flavor: the MLflow flavor it was made from.
+        members: how many versions its model brought; several belong together.
         placed_at: when, ISO 8601 in UTC.
         placed_by: which package and version wrote it.
     """
@@ -92,6 +94,8 @@ class VersionRecord:
     config: str = ""
     placed_at: str = ""
     placed_by: str = ""
+    flavor: str = ""
+    members: int = 1
 
 
 @dataclass(frozen=True)
@@ -179,6 +183,8 @@ def _version_document(version: VersionRecord) -> dict[str, Any]:
         "config": version.config,
         "placed_at": version.placed_at,
         "placed_by": version.placed_by,
+        "flavor": version.flavor,
+        "members": version.members,
     }
 
 
@@ -197,6 +203,8 @@ def _parse_version(document: Mapping[str, Any]) -> VersionRecord:
         config=_text(document, "config"),
         placed_at=_text(document, "placed_at"),
         placed_by=_text(document, "placed_by"),
+        flavor=_text(document, "flavor"),
+        members=int(document.get("members", 1)),
     )
 
 

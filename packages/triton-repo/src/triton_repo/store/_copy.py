@@ -11,7 +11,7 @@ import errno
 import hashlib
 import os
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
 from triton_repo.record import FileDigest
@@ -70,7 +70,9 @@ class Copier:
             try:
                 if status.st_size < _SMALL_BYTES:
                     return _done(_copy_small(reading.fileno(), writing, report))
-                _copy_large(reading.fileno(), writing, report)
+                copied = _copy_large(reading.fileno(), writing, report)
+                if copied != os.fstat(reading.fileno()).st_size or copied < status.st_size:
+                    raise OSError(errno.EIO, "changed while it was copied", str(source))
                 return self._finish_later(os.dup(writing))
             finally:
                 os.close(writing)
@@ -109,7 +111,7 @@ class Copier:
     def _finish_later(self, descriptor: int) -> Future[FileDigest]:
         open_files = [each for each in self._pending if not each.done()]
         if len(open_files) >= _MOST_PENDING:
-            open_files[0].result()
+            wait(open_files[:1])
         flushing = self._pool.submit(os.fsync, descriptor)
         pending = self._pool.submit(self._digest, descriptor, flushing)
         pending.add_done_callback(lambda _: os.close(descriptor))
@@ -191,16 +193,20 @@ def _copy_small(reading: int, writing: int, report: Callable[[int], None]) -> Fi
     return FileDigest(size_bytes, seen.hexdigest())
 
 
-def _copy_large(reading: int, writing: int, report: Callable[[int], None]) -> None:
+def _copy_large(reading: int, writing: int, report: Callable[[int], None]) -> int:
     size_bytes = 0
     while copied := _copy_piece(reading, writing, size_bytes):
         size_bytes += copied
         report(copied)
+    return size_bytes
 
 
 def _copy_piece(reading: int, writing: int, offset: int) -> int:
     try:
-        return os.copy_file_range(reading, writing, _PIECE_BYTES, offset, offset)
+        copied = os.copy_file_range(reading, writing, _PIECE_BYTES, offset, offset)
+        if copied:
+            return copied
+        # the end, or a file system that says 0 where it cannot: reading tells them apart
     except OSError as exc:
         if exc.errno not in _NO_KERNEL_COPY:
             raise

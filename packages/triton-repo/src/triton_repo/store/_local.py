@@ -66,6 +66,21 @@ class LocalStore:
             raise StoreError(f"{key!r} is no key of {self.root}", uri=self.uri, key=key)
         return self.root / key
 
+    def _writable(self, key: str) -> Path:
+        """The path of a key that is going to be written; never through a link out of here."""
+        path = self._path(key)
+        for parent in path.parents:
+            if parent == self.root:
+                break
+            if parent.is_symlink():
+                raise StoreAccessError(
+                    f"{parent} is a link, and nothing is written through links; replace it by "
+                    "what it leads to",
+                    uri=self.uri,
+                    key=key,
+                )
+        return path
+
     def check(self) -> None:
         if not self.root.is_dir():
             what = "is not a directory" if self.root.exists() else "does not exist"
@@ -107,7 +122,7 @@ class LocalStore:
             return digest_file(self._path(key))
 
     def write(self, key: str, data: bytes) -> None:
-        path = self._path(key)
+        path = self._writable(key)
         temporary = _temporary_beside(path)
         with self.translated(key):
             self._make_directories(path.parent)
@@ -124,7 +139,7 @@ class LocalStore:
     def place(
         self, key: str, tree: Tree, on_copied: Callable[[int], None] | None = None
     ) -> _LocalTree:
-        target = self._path(key)
+        target = self._writable(key)
         staging = _temporary_beside(target)
         copier = Copier()
         with self.translated(key):
@@ -142,7 +157,7 @@ class LocalStore:
         return _LocalTree(self, key, copier, pending)
 
     def move(self, key: str, to: str) -> None:
-        source, target = self._path(key), self._path(to)
+        source, target = self._writable(key), self._writable(to)
         with self.translated(key):
             self._make_directories(target.parent)
             source.rename(target)
@@ -150,7 +165,7 @@ class LocalStore:
             flush_directory(source.parent)
 
     def copy_file(self, key: str, to: str) -> None:
-        source, target = self._path(key), self._path(to)
+        source, target = self._path(key), self._writable(to)
         temporary = _temporary_beside(target)
         with self.translated(key):
             self._make_directories(target.parent)
@@ -162,7 +177,7 @@ class LocalStore:
             flush_directory(target.parent)
 
     def remove(self, key: str) -> None:
-        path = self._path(key)
+        path = self._writable(key)
         if path == self.root:
             raise StoreError(
                 f"refused to remove the whole repository {self.root}", uri=self.uri, key=key
@@ -175,7 +190,7 @@ class LocalStore:
                 else:
                     path.rename(trash)  # gone at once, not file by file
                 shutil.rmtree(trash)
-            else:
+            elif os.path.lexists(path):  # not below a file, either
                 path.unlink(missing_ok=True)
             if path.parent.is_dir():
                 flush_directory(path.parent)
