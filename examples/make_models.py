@@ -70,7 +70,8 @@ def contents() -> dict[str, bytes]:
 
 
 def _json(document: object) -> bytes:
-    return (json.dumps(document) + "\n").encode()
+    # as predict writes it, so that the files can be compared byte by byte
+    return json.dumps(document, separators=(",", ":")).encode()
 
 
 def main() -> int:

@@ -134,6 +134,21 @@ def test_a_repository_that_does_not_exist_is_not_made(
     assert not (tmp_path / "typo").exists()
 
 
+def test_a_repository_that_the_server_does_not_read_is_named_and_its_model_left_alone(
+    environment: Callable[..., None], deployed: str, scale: str, tmp_path: Path
+) -> None:
+    """The server serves a model of this name from its own repository."""
+    (tmp_path / "other").mkdir()
+    environment(TRITON_MODEL_REPO=str(tmp_path / "other"))
+    client = get_deploy_client("triton")
+    words = ("TRITON_MODEL_REPO is not the directory that this server reads",)
+    refused(lambda: client.create_deployment(deployed, scale), "RESOURCE_ALREADY_EXISTS", *words)
+    client.delete_deployment(deployed)
+    y = client.predict(deployed, np.ones(1, np.float32))["outputs"]["y"]
+    assert y.tolist() == [2]
+    assert not list((tmp_path / "other").iterdir())
+
+
 @pytest.mark.parametrize("address", ["gs://bucket/models", "s3://bucket", "ftp://host/x"])
 def test_a_repository_of_an_unknown_kind_is_refused_and_no_folder_made(
     environment: Callable[..., None],
@@ -358,6 +373,23 @@ def test_a_deployment_whose_server_restarted_can_be(
     call[command]()
     names = [each["name"] for each in client.list_deployments()]
     assert (deployed in names) == (command != "delete")
+
+
+def test_create_does_not_put_another_model_in_the_place_of_one_that_is_not_loaded(
+    client: TritonDeploymentClient, name: str, scale: str, registered: Callable[[str], str]
+) -> None:
+    other = registered("other")
+    log_scale(other, 7)
+    client.create_deployment(name, scale)
+    client._servers.unload(name, timeout_s=30)
+    refused(
+        lambda: client.create_deployment(name, f"models:/{other}/1"),
+        "RESOURCE_ALREADY_EXISTS",
+        "no server has it loaded",
+    )
+    client.create_deployment(name, scale)
+    y = client.predict(name, {"x": np.ones((1, 4), np.float32)})["outputs"]["y"]
+    assert y.tolist() == [[1, 1, 1, 1]]
 
 
 def test_every_error_of_the_repository_has_a_code() -> None:

@@ -41,6 +41,20 @@ def test_files_beside_the_versions_and_in_folders_go_along(python_model: Path) -
     assert {"identity/labels.txt", "identity/1/folder/deep/w.bin"} <= set(names(plan))
 
 
+def test_a_model_file_that_is_no_onnx_model_is_refused_whatever_the_config_says(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "net" / "1").mkdir(parents=True)
+    (tmp_path / "net" / "1" / "model.onnx").write_bytes(b"hello")
+    (tmp_path / "net" / "config.pbtxt").write_text(
+        'backend: "onnxruntime"\n'
+        'input { name: "x" data_type: TYPE_FP32 dims: 1 }\n'
+        'output { name: "y" data_type: TYPE_FP32 dims: 1 }\n'
+    )
+    with pytest.raises(ArtifactError, match="not an ONNX model"):
+        plan_model(tmp_path / "net")
+
+
 def test_bookkeeping_and_litter_stay_behind(python_model: Path) -> None:
     """What a deployment writes beside a model, and Python's caches, are no part of it."""
     for name in ("mlflow-meta.json", ".staging-2/x", "1/__pycache__/model.pyc"):

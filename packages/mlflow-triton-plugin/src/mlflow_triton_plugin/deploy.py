@@ -84,6 +84,8 @@ class Deployer:
             )
             base = self._base_of_create(place, options, again=again)
             model = resolve(model_uri)
+            if place.state() is PlaceState.DEPLOYED and base is not None:
+                _refuse_another_model(place, base, model)
             return self._deploy(place, base, model, flavor, options, operation="create")
 
     def update(
@@ -189,6 +191,7 @@ class Deployer:
     ) -> DeploymentRecord | None:
         state = place.state()
         if state is PlaceState.ABSENT:
+            self._refuse_another_repository(place)
             return None
         if state is PlaceState.FOREIGN:
             if options.on_conflict == "fail":
@@ -204,6 +207,20 @@ class Deployer:
                 name=place.name,
             )
         return place.take_stock()
+
+    def _refuse_another_repository(self, place: ModelPlace) -> None:
+        """Make sure that the servers do not serve a model of this name from somewhere else.
+
+        Raises:
+            DeploymentExistsError: one does; it was left alone.
+        """
+        if self._serves(place):
+            raise DeploymentExistsError(
+                f"{self.servers.endpoints} serves {place.name}, and {place.store.uri} holds none: "
+                "TRITON_MODEL_REPO is not the directory that this server reads (or the "
+                "model's was removed by hand: then unload it, or restart the server)",
+                name=place.name,
+            )
 
     def _serves(self, place: ModelPlace) -> bool:
         states = self.servers.states(place.name).get(place.name, [])
@@ -288,6 +305,11 @@ class Deployer:
 
     def _settle(self, place: ModelPlace) -> None:
         try:
+            states = self.servers.states(place.name).get(place.name, [])
+            if any(state.state == "LOADING" for state in states):
+                _logger.warning(
+                    "putting %s back as it was, as soon as Triton ends the load it began", place.uri
+                )
             self.servers.settle(place.name, timeout_s=_PUT_BACK_TIMEOUT_S)
         except ServerUnavailableError:  # it is down, and loads nothing
             _logger.info("%s does not answer; putting the files back", self.servers.endpoints)
@@ -319,6 +341,22 @@ def _kept_version(place: ModelPlace, base: DeploymentRecord, model: ResolvedMode
         if seen.members == 1 and seen.source.same_model(model.source):
             return number if place.can_return(base, number) else None
     return None
+
+
+def _refuse_another_model(place: ModelPlace, base: DeploymentRecord, model: ResolvedModel) -> None:
+    """Create loads again what is deployed and does not serve; another model is for update.
+
+    Raises:
+        DeploymentExistsError: it is another registered model.
+    """
+    deployed = {base.versions[each].source for each in base.serving if each in base.versions}
+    names = {source.registered_name for source in deployed} - {""}
+    if names and model.source.registered_name not in names:
+        raise DeploymentExistsError(
+            f"{place.name} is deployed already, from {base.model_uri}, though no server has it "
+            "loaded; update it, or delete it first",
+            name=place.name,
+        )
 
 
 def _recorded(place: ModelPlace) -> DeploymentRecord | None:

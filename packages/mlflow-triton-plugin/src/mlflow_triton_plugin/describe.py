@@ -52,7 +52,14 @@ def get_deployment(store: Store, servers: TritonServers, name: str) -> dict[str,
         DeploymentNotFoundError: there is none of that name.
     """
     place = ModelView(store, check_name(name))
-    if place.state() not in _OURS:
+    state = place.state()
+    if state is PlaceState.FOREIGN:
+        raise DeploymentNotFoundError(
+            f"{place.uri} is there and was not deployed by MLflow; create -C on_conflict=adopt "
+            "makes it a deployment",
+            name=name,
+        )
+    if state is PlaceState.ABSENT:
         raise DeploymentNotFoundError(
             f"no deployment {name} in {store.uri}; list shows those that are there", name=name
         )

@@ -176,6 +176,12 @@ def _local_directory(location: str, model_uri: str, scratch: Path) -> Path:
         _logger.info("downloading %s", model_uri)
         return Path(mlflow.artifacts.download_artifacts(location, dst_path=str(scratch)))
     directory = Path(local_file_uri_to_path(location))
+    if not directory.is_dir() and not model_uri.startswith(("models:", "runs:")):
+        raise ArtifactError(
+            f"there is no directory {directory}; give models:/name/version, models:/name@alias, "
+            "runs:/… or the directory of a logged model (publish-model --flavor onnx makes one of "
+            "an .onnx file)"
+        )
     if not directory.is_dir():
         raise ArtifactError(
             f"{model_uri} should be in {directory}, and there is no such directory on this "

@@ -44,7 +44,9 @@ VARIABLES = {
         "servers that share the model repository are separated by commas. triton://host:port as "
         "the target overrides it"
     ),
-    "TRITON_MODEL_REPO": "the directory that Triton was started with (--model-repository)",
+    "TRITON_MODEL_REPO": (
+        "the directory that Triton was started with (--model-repository): a path or a file:// URI"
+    ),
     "TRITON_REQUEST_TIMEOUT": "seconds a request may take; default 60",
 }
 

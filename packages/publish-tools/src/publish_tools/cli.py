@@ -103,6 +103,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     _flag(group, "model_directory", "directory in Triton's layout, or an .onnx file", "PATH")
     _flag(group, "model_repository", "publish every model of a model repository", "DIR")
     _flag(group, "republish", "with --model_repository: unchanged models, too", switch=True)
+    group.set_defaults(model_name=None)  # not given, which is something else than empty
     help_text = "default: onnx for an .onnx file, otherwise triton"
     group.add_argument("--flavor", choices=FLAVORS, help=help_text)
 
@@ -156,6 +157,8 @@ def _request(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
             parser.error("--model_repository publishes triton models under their own names")
         source, name = Path(arguments.model_repository), ""
     else:
+        if arguments.model_name == "":  # an unset variable of the shell's
+            parser.error("--model_name is empty")
         source = Path(arguments.model_directory)
         name = arguments.model_name or source.resolve().name
         if source.is_file() and not arguments.model_name:
@@ -313,9 +316,10 @@ def _human_size(size_bytes: int) -> str:
 
 
 def _next_command(result: PublishedModel) -> str:
-    verb = "create" if result.version == 1 else "update"
     name, uri = shlex.quote(_deployable(result.name)), shlex.quote(result.uri)
-    return f"mlflow deployments {verb} -t triton --name {name} -m {uri}"
+    command = f"mlflow deployments create -t triton --name {name} -m {uri}"
+    # nobody knows here whether an older version is deployed
+    return command if result.version == 1 else f"{command} (update, where it is deployed already)"
 
 
 def _deployable(name: str) -> str:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Mapping
 
+    from triton_repo.flavors.onnx_graph import OnnxGraph
+
 __all__ = [
     "FLAVORS",
     "MLFLOW_FILES",
@@ -181,18 +183,25 @@ def _entry(relative: str, source: Path, inside: Path) -> EntryFile:
 
 def _directory_tensors(directory: ModelDirectory) -> Tensors:
     config = directory.config
+    filename = (config.model_filename if config is not None else "") or _MODEL_FILENAME
+    graphs = [
+        read_graph(file.source)  # every version's: what is no ONNX model is refused here
+        for _, tree in sorted(directory.versions.items())
+        for file in tree.files
+        if str(file.path) == filename and file.path.suffix == ".onnx" and _reads_onnx(config)
+    ]
     if config is not None and config.inputs and config.outputs:
         return config_tensors(config)
-    filename = (config.model_filename if config is not None else "") or _MODEL_FILENAME
-    newest = directory.versions[max(directory.versions)]
-    for file in newest.files:
-        if str(file.path) == filename and file.path.suffix == ".onnx":
-            return _graph_config_tensors(file.source, directory.root.name)
+    if graphs:
+        return _graph_config_tensors(graphs[-1], directory.root.name)
     return config_tensors(config) if config is not None else Tensors()
 
 
-def _graph_config_tensors(path: Path, name: str) -> Tensors:
-    graph = read_graph(path)
+def _reads_onnx(config: ModelConfig | None) -> bool:
+    return config is None or config.backend in ("", "onnxruntime")
+
+
+def _graph_config_tensors(graph: OnnxGraph, name: str) -> Tensors:
     try:
         return config_tensors(generate_config(graph, name=name))
     except ConfigError as exc:

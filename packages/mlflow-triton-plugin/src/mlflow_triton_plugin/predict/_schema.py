@@ -56,4 +56,4 @@ class ModelSchema:
         return frozenset(spec.name for spec in self.inputs if not spec.optional)
 
     def __str__(self) -> str:
-        return f"{self.name}/{self.version}"
+        return f"{self.name}/{self.version}" if self.version else self.name

@@ -66,7 +66,11 @@ def raise_translated(
         ) from exc
     if model and (status == "NOT_FOUND" or _UNKNOWN.search(reason)):
         raise ModelUnknownError(
-            f"{endpoint} serves no {model}: {reason}", endpoint=endpoint, status=status, model=model
+            f"{endpoint} serves no {model}: {reason}; "
+            "`mlflow deployments list -t triton` shows what is deployed",
+            endpoint=endpoint,
+            status=status,
+            model=model,
         ) from exc
     if what == "infer":
         raise RequestRefusedError(
