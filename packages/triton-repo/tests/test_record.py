@@ -167,11 +167,11 @@ def test_any_bytes_are_a_record_or_a_record_error(data: bytes) -> None:
         DeploymentRecord.parse(data)
 
 
-def test_versions_that_are_gone_leave_the_record() -> None:
-    version = VersionRecord(Source("u", "c"), {})
-    record = DeploymentRecord("m", "f", "u", "p", (2,), {1: version, 2: version})
-    assert set(record.without({1, 9}).versions) == {2}
-    assert set(record.versions) == {1, 2}
+def test_what_serves_is_told_in_the_records_order_and_only_where_it_is_known() -> None:
+    one, two = (VersionRecord(Source(uri, "c"), {}) for uri in "ab")
+    record = DeploymentRecord("m", "f", "u", "p", (2, 9, 1), {1: one, 2: two})
+    assert record.served == (two, one)
+    assert DeploymentRecord("m", "f", "u", "p").served == ()
 
 
 def test_only_the_same_id_at_the_same_address_is_the_same_model() -> None:

@@ -35,7 +35,6 @@ from triton_repo.errors import (
 )
 from triton_repo.flavors import choose_flavor, convert
 from triton_repo.placement import ModelPlace, PlaceState
-from triton_repo.record import RecordError
 
 if TYPE_CHECKING:
     from mlflow_triton_plugin.fetch import ResolvedModel
@@ -117,7 +116,7 @@ class Deployer:
                     version,
                     source=model.source,
                     keep_versions=options.keep_versions,
-                    recorded=_recorded(place),
+                    recorded=place.readable_record(),
                 )
                 return self._apply(place, change, options, operation="update")
             return self._deploy(place, base, model, flavor, options, operation="update")
@@ -251,7 +250,7 @@ class Deployer:
                 wanted_version=wanted,
                 keep_versions=options.keep_versions,
                 keep_base=options.on_conflict != "replace",
-                recorded=_recorded(place),
+                recorded=place.readable_record(),
                 edited_config=self._edited_config(place, options),
             )
             return self._apply(place, change, options, operation=operation)
@@ -334,9 +333,8 @@ def _kept_version(place: ModelPlace, base: DeploymentRecord, model: ResolvedMode
     What serves is fetched and compared instead: its config.pbtxt may have been logged since. So is
     a model that brought several versions: they belong together.
     """
-    for number in base.serving:
-        if number in base.versions and base.versions[number].source.same_model(model.source):
-            return None
+    if any(seen.source.same_model(model.source) for seen in base.served):
+        return None
     for number, seen in base.versions.items():
         if seen.members == 1 and seen.source.same_model(model.source):
             return number if place.can_return(base, number) else None
@@ -349,8 +347,7 @@ def _refuse_another_model(place: ModelPlace, base: DeploymentRecord, model: Reso
     Raises:
         DeploymentExistsError: it is another registered model.
     """
-    deployed = {base.versions[each].source for each in base.serving if each in base.versions}
-    names = {source.registered_name for source in deployed} - {""}
+    names = {seen.source.registered_name for seen in base.served} - {""}
     if names and model.source.registered_name not in names:
         raise DeploymentExistsError(
             f"{place.name} is deployed already, from {base.model_uri}, though no server has it "
@@ -359,26 +356,17 @@ def _refuse_another_model(place: ModelPlace, base: DeploymentRecord, model: Reso
         )
 
 
-def _recorded(place: ModelPlace) -> DeploymentRecord | None:
-    """What the last command recorded; None where that cannot be read."""
-    try:
-        return place.record()
-    except RecordError:
-        return None
-
-
 def _uri_of(place: ModelPlace, base: DeploymentRecord) -> str:
     """Where what is deployed came from.
 
     Raises:
         ArtifactError: nobody knows.
     """
-    for number in base.serving:
-        if number in base.versions and base.versions[number].source.concrete_uri:
-            return base.versions[number].source.concrete_uri
-    if not base.model_uri:
-        raise ArtifactError(f"the record of {place.uri} does not say its model; give --model-uri")
-    return base.model_uri
+    known = [seen.source.concrete_uri for seen in base.served] + [base.model_uri]
+    for uri in known:
+        if uri:
+            return uri
+    raise ArtifactError(f"the record of {place.uri} does not say its model; give --model-uri")
 
 
 def _not_deployed(place: ModelPlace) -> DeploymentNotFoundError:

@@ -159,8 +159,7 @@ def _stays(edited: ModelConfig, entry: RepositoryEntry, recorded: DeploymentReco
 
 def _unchanged(config: ModelConfig, recorded: DeploymentRecord | None) -> bool:
     """Whether this is the config.pbtxt that the model which serves brought."""
-    versions = [recorded.versions.get(number) for number in recorded.serving] if recorded else []
-    return any(seen is not None and seen.config == config.text for seen in versions)
+    return recorded is not None and any(seen.config == config.text for seen in recorded.served)
 
 
 def _choose_version(
@@ -280,17 +279,15 @@ def _same_content(tree: Tree, base: DeploymentRecord | None, wanted_version: int
     return None
 
 
-def _kept(base: DeploymentRecord | None, number: int, keep_versions: int) -> frozenset[int]:
+def _kept(base: DeploymentRecord, number: int, keep_versions: int) -> frozenset[int]:
     """`number`, what serves now, and the youngest others, as many as may stay."""
     if keep_versions < 1:
         raise ConfigError(
             f"keep_versions is {keep_versions}; it must be at least 1", field="keep_versions"
         )
-    seen = base.versions if base else {}
-    serving = base.serving if base else ()
     by_age = sorted(
-        (other for other in seen if other != number and seen[other].placed_by),
-        key=lambda other: (other in serving, seen[other].placed_at, other),
+        _ours(base) - {number},
+        key=lambda other: (other in base.serving, base.versions[other].placed_at, other),
         reverse=True,
     )
     return frozenset([number, *by_age[: keep_versions - 1]])
@@ -298,12 +295,7 @@ def _kept(base: DeploymentRecord | None, number: int, keep_versions: int) -> fro
 
 def shared_now(base: DeploymentRecord | None) -> Mapping[str, FileDigest]:
     """The files beside config.pbtxt, as the record has them for the version that serves."""
-    serving = (
-        [base.versions[number] for number in base.serving if number in base.versions]
-        if base
-        else []
-    )
-    return serving[0].shared if serving else {}
+    return base.served[0].shared if base is not None and base.served else {}
 
 
 def _with_shared(change: Change, recorded: DeploymentRecord | None, *, keep_base: bool) -> Change:
@@ -331,10 +323,6 @@ def _gone(
 
     Those that somebody else put there stay.
     """
-    ours = recorded is not None and all(
-        recorded.versions[number].placed_by
-        for number in recorded.serving
-        if number in recorded.versions
-    )
+    ours = recorded is not None and all(seen.placed_by for seen in recorded.served)
     was = shared_now(recorded) if ours else {}
     return tuple(path for path in was if path in now and path not in wanted)

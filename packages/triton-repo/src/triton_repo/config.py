@@ -195,13 +195,6 @@ class ModelConfig:
         packed = [("parameters[EXECUTION_ENV_PATH]", path[len(prefix) :])]
         return tuple(labels + warmups + (packed if path.startswith(prefix) else []))
 
-    @property
-    def label_filenames(self) -> tuple[str, ...]:
-        """Label files of the outputs, relative to the model directory."""
-        return tuple(
-            output.label_filename for output in self._message.output if output.label_filename
-        )
-
     def to_json(self) -> str:
         """The message as JSON, the form `load_model(config=…)` takes as an override."""
         as_dict = json_format.MessageToDict(self._message, preserving_proto_field_name=True)

@@ -107,6 +107,13 @@ class ModelView:
         where = f"{self.uri}/{RECORD_FILENAME}"
         return DeploymentRecord.parse(data, where=where) if data is not None else None
 
+    def readable_record(self) -> DeploymentRecord | None:
+        """The deployment record; None where there is none, or it cannot be read."""
+        try:
+            return self.record()
+        except RecordError:
+            return None
+
     def config(self) -> ModelConfig | None:
         """The config.pbtxt on disk, or None.
 
@@ -142,10 +149,7 @@ class ModelView:
         other versions are read whole. The version that serves gets the files beside config.pbtxt,
         and the config.pbtxt, that are there now: somebody may have edited them since.
         """
-        try:
-            known = self.record()
-        except RecordError:
-            known = None
+        known = self.readable_record()
         serving = self._serving(known)
         shared = self.digests(self.shared_files())
         try:
@@ -193,17 +197,10 @@ class ModelView:
         Raises:
             ConfigError: it was edited and no longer parses.
         """
-        config = self.config()
-        try:
-            record = self.record()
-        except RecordError:
+        config, record = self.config(), self.readable_record()
+        if config is None or record is None or not record.served:
             return config
-        if config is None or record is None:
-            return config
-        served = [record.versions[each] for each in record.serving if each in record.versions]
-        if not served:
-            return config
-        ours = ModelConfig.parse(served[0].config)
+        ours = ModelConfig.parse(record.served[0].config)
         pinned = ours.pinned(config.pinned_versions) if config.pinned_versions else ours
         return None if config.data in (ours.data, pinned.data) else config
 
@@ -214,10 +211,7 @@ class ModelView:
             base: from `take_stock`.
             version: one of its versions.
         """
-        try:
-            known = self.record()
-        except RecordError:
-            return False
+        known = self.readable_record()
         if known is None or version not in known.versions:
             return False
         now, seen = shared_now(base), base.versions[version]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from triton_repo.errors import TritonRepoError
@@ -118,10 +118,10 @@ class DeploymentRecord:
     serving: tuple[int, ...] = ()
     versions: Mapping[int, VersionRecord] = field(default_factory=dict)
 
-    def without(self, versions: set[int]) -> DeploymentRecord:
-        """The same record once these version directories are gone."""
-        kept = {number: seen for number, seen in self.versions.items() if number not in versions}
-        return replace(self, versions=kept)
+    @property
+    def served(self) -> tuple[VersionRecord, ...]:
+        """What is known of the versions that serve."""
+        return tuple(self.versions[each] for each in self.serving if each in self.versions)
 
     def to_bytes(self) -> bytes:
         """The file's content."""
