@@ -297,6 +297,8 @@ class Deployer:
             self._settle(place)
             if place.recover() != "finished":
                 self._agree(place, _PUT_BACK_TIMEOUT_S)
+        except ServerUnavailableError:  # it is down, and will start from what is on disk
+            _logger.info("%s was put back on disk; its server does not answer", place.uri)
         except (TritonRepoError, TritonServerError) as exc:
             _logger.warning(
                 "%s could not be put back wholly: %s; run the command again", place.uri, exc
