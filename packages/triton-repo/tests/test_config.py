@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from google.protobuf import json_format, text_format
 from google.protobuf.descriptor import FieldDescriptor
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2
 
@@ -271,31 +271,6 @@ def test_pinning_changes_the_policy_and_no_other_byte(
     assert pinned.text.startswith(before)
     assert pinned.text.endswith(after) or not after
     assert pinned.pinned(versions) is pinned
-
-
-@given(configs)
-def test_unpinning_takes_the_pin_out_and_no_other_byte(written: Written) -> None:
-    """Only a separator that the field had to itself goes with it; other policies stay."""
-    unpinned = ModelConfig.parse(written.text).unpinned()
-    assert unpinned.pinned_versions == ()
-    if not written.message.version_policy.specific.versions:
-        assert unpinned.text == written.text
-        return
-    expected = copy_of(written.message)
-    expected.ClearField("version_policy")
-    assert parsed(unpinned.text) == expected
-    before, after = written.around("version_policy")
-    assert unpinned.text.startswith(before)
-    kept = unpinned.text[len(before) :]
-    marks = [after[:at] + after[at + 1 :] for at, mark in enumerate(after) if mark in ";,"]
-    assert kept in (after, *marks)
-
-
-@given(configs, st.integers(1, 99))
-def test_a_pin_put_on_and_taken_off_leaves_what_was_there(written: Written, version: int) -> None:
-    assume(not written.message.HasField("version_policy"))
-    there_and_back = ModelConfig.parse(written.text).pinned([version]).unpinned()
-    assert there_and_back.text.rstrip("\n") == written.text.rstrip("\n")
 
 
 @given(configs)

@@ -17,7 +17,7 @@ from triton_repo.change import plan_change, plan_return
 from triton_repo.config import ModelConfig
 from triton_repo.entry import RepositoryEntry, Tree, check_name, scan_tree
 from triton_repo.errors import ConfigError, LockedError, ObjectNotFoundError, StoreError
-from triton_repo.placement import ModelPlace, PlaceState
+from triton_repo.placement import ModelPlace, PlaceState, StagedChange
 from triton_repo.record import DeploymentRecord, Source
 from triton_repo.store import LocalStore
 from triton_repo.testing import FaultyStore, make_tree
@@ -122,7 +122,7 @@ class Bench:
     def deploy(self, label: str, wanted: int = 0, **options: Any) -> Step:
         def step(place: ModelPlace) -> None:
             change = self.plan(place, label, wanted, **options)
-            place.commit(place.stage(change, operation="update", holder="me"))
+            carry_out(place, change)
 
         return step
 
@@ -137,7 +137,7 @@ class Bench:
             base = base_of(place)
             assert base is not None
             change = plan_return(base, version, source=base.versions[version].source)
-            place.commit(place.stage(change, operation="update", holder="me"))
+            carry_out(place, change)
 
         return step
 
@@ -159,6 +159,17 @@ FOREIGN = {
     "1/model.py": b"foreign 1",
     "2/model.py": b"foreign 2",
 }
+
+
+def install(place: ModelPlace, change: Change, **options: Any) -> StagedChange:
+    """As far as a change goes before the server is asked to load it."""
+    staged = place.stage(change, **{"operation": "update", "holder": "me", **options})
+    place.install(staged)
+    return staged
+
+
+def carry_out(place: ModelPlace, change: Change) -> None:
+    place.commit(install(place, change))
 
 
 def base_of(place: ModelPlace) -> DeploymentRecord | None:
@@ -248,7 +259,7 @@ def test_a_model_without_a_config_is_loaded_plainly_and_gets_none(bench: Bench) 
 def test_staging_leaves_config_and_record_alone(bench: Bench) -> None:
     """A create that is being validated has neither; an update has the old ones."""
     change = bench.plan(bench.place, "one")
-    bench.place.stage(change, operation="create", holder="alice")
+    install(bench.place, change, operation="create", holder="alice")
     assert bench.place.state() is PlaceState.INTERRUPTED
     assert files_of(bench) == ["1/data/weights", "1/model.py", "_mlflow_triton/journal.json"]
     journal = bench.place.journal()
@@ -257,7 +268,7 @@ def test_staging_leaves_config_and_record_alone(bench: Bench) -> None:
 
 
 def test_a_create_that_is_not_committed_is_undone_to_nothing(bench: Bench) -> None:
-    bench.place.stage(bench.plan(bench.place, "cats"), operation="create", holder="me")
+    install(bench.place, bench.plan(bench.place, "cats"), operation="create", holder="me")
     assert bench.place.recover() == "undone"
     assert list(bench.root.iterdir()) == []
 
@@ -291,7 +302,7 @@ def test_an_update_adds_its_version_beside_the_old_one_and_pins_it(bench: Bench)
 def test_the_old_version_is_pinned_before_the_new_directory_appears(bench: Bench) -> None:
     """A server that starts while the new version is validated serves the old one."""
     bench.deploy("one", wanted=1)(bench.place)
-    bench.place.stage(bench.plan(bench.place, "two", 2), operation="update", holder="me")
+    install(bench.place, bench.plan(bench.place, "two", 2))
     assert bench.place.versions() == (1, 2)
     assert config_of(bench).pinned_versions == (1,)
     assert config_of(bench).text.startswith("# tuned by hand for one\n")
@@ -301,7 +312,7 @@ def test_an_update_that_is_not_committed_is_undone_to_the_byte(bench: Bench) -> 
     """A load that failed costs nothing, label files and hand-tuned config included."""
     bench.deploy("cats", wanted=1)(bench.place)
     before = bench.snapshot()
-    bench.place.stage(bench.plan(bench.place, "dogs", 2), operation="update", holder="me")
+    install(bench.place, bench.plan(bench.place, "dogs", 2))
     assert bench.snapshot() != before
     assert bench.place.recover() == "undone"
     assert bench.snapshot() == before
@@ -373,7 +384,7 @@ def test_going_back_moves_no_bytes_and_restores_the_config(bench: Bench) -> None
     bench.back_to(1)(ModelPlace(store, NAME))
     assert not [call for call in store.calls if call.startswith(("place", "copy_file"))]
     assert config_of(bench).pinned_versions == (1,)
-    assert config_of(bench).unpinned().text.strip() == str(MODELS["one"].config).strip()
+    assert config_of(bench).text.startswith(str(MODELS["one"].config).strip())
     assert record_of(bench).serving == (1,)
     assert bench.place.versions() == (1, 2)
 
@@ -428,7 +439,7 @@ def test_a_set_is_replaced_as_a_set(bench: Bench) -> None:
 def test_a_set_that_is_not_committed_leaves_the_old_set(bench: Bench) -> None:
     bench.deploy("set 1-2")(bench.place)
     before = bench.snapshot()
-    bench.place.stage(bench.plan(bench.place, "set 2-3"), operation="update", holder="me")
+    install(bench.place, bench.plan(bench.place, "set 2-3"))
     assert bench.place.versions() == (1, 2, 3)
     assert bench.place.recover() == "undone"
     assert bench.snapshot() == before
@@ -473,7 +484,7 @@ def test_a_replaced_directory_comes_back_when_the_new_model_fails(bench: Bench) 
     bench.foreign(bench.place)
     before = bench.snapshot()
     change = bench.plan(bench.place, "one", wanted=1, keep_base=False)
-    bench.place.stage(change, operation="create", holder="me")
+    install(bench.place, change, operation="create", holder="me")
     bench.place.recover()
     assert bench.snapshot() == before
     assert bench.place.state() is PlaceState.FOREIGN
@@ -539,7 +550,7 @@ def test_files_of_another_releases_record_are_not_thrown_away(bench: Bench) -> N
     """Undoing under a record that this release cannot read keeps what was set aside."""
     bench.deploy("cats", 1)(bench.place)
     bench.deploy("dogs", 2)(bench.place)
-    bench.place.stage(bench.plan(bench.place, "one", 3), operation="update", holder="me")
+    install(bench.place, bench.plan(bench.place, "one", 3))
     record = bench.model / "mlflow-meta.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"schema_version": 99}))
     bench.place.recover()
@@ -673,11 +684,12 @@ class Rehearsal:
 
     def check_readers(self, where: str) -> None:
         """Whoever reads in between finds a version that was committed, whole."""
-        if not self.scenario.in_place and self.old_served is not None:
-            allowed = [self.old_served, self.new_served]
-            if self.new is None:  # a delete: less and less is there
-                return
-            assert self.served() in allowed, where
+        if self.old_served is None or self.new is None:  # a delete: less and less is there
+            return
+        if self.scenario.in_place:  # old or new versions, but what is pinned is always there
+            assert self.served(), where
+        else:
+            assert self.served() in [self.old_served, self.new_served], where
 
     def faults(self) -> Iterator[tuple[str, FaultyStore]]:
         """The old state, and a store that will fail at one of the calls, for each of them."""

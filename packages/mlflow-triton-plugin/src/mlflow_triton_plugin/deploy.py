@@ -1,10 +1,12 @@
 """create, update, delete: the way of a model from its URI to a server that serves it.
 
 ```
-resolve → fetch → convert → plan → stage → load, pinned → commit
+resolve → fetch → convert → plan → stage → (try it apart) → install → load, pinned → commit
 ```
 
-Until the commit nothing has changed for anyone: a failure on the way puts everything back.
+Until the commit nothing has changed for anyone: a failure on the way puts everything back. What is
+to be validated, or would overwrite what serves, is first loaded apart: by the path of its staging
+area, as a model that no client knows of.
 """
 
 from __future__ import annotations
@@ -20,11 +22,13 @@ from mlflow_triton_plugin.describe import describe, ready_versions
 from mlflow_triton_plugin.errors import (
     ModelLoadError,
     ServerUnavailableError,
+    SettingsError,
     TritonServerError,
 )
 from mlflow_triton_plugin.fetch import fetched, resolve
+from mlflow_triton_plugin.golden import read_example
 from mlflow_triton_plugin.progress import copying
-from triton_repo.change import Change, plan_change, plan_return
+from triton_repo.change import Change, Together, plan_change, plan_return
 from triton_repo.entry import check_name
 from triton_repo.errors import (
     ArtifactError,
@@ -38,11 +42,13 @@ from triton_repo.placement import ModelPlace, PlaceState
 
 if TYPE_CHECKING:
     from mlflow_triton_plugin.fetch import ResolvedModel
+    from mlflow_triton_plugin.golden import GoldenExample
     from mlflow_triton_plugin.server import TritonServers
     from mlflow_triton_plugin.settings import Options
     from triton_repo.config import ModelConfig
     from triton_repo.journal import Journal
-    from triton_repo.record import DeploymentRecord
+    from triton_repo.placement import StagedChange
+    from triton_repo.record import DeploymentRecord, Source
     from triton_repo.store import Store
 
 __all__ = ["Deployer"]
@@ -75,9 +81,9 @@ class Deployer:
             TritonRepoError, TritonServerError, MlflowException: nothing was changed.
         """
         place = ModelPlace(self.store, check_name(name))
-        self._check()
-        with place.lock(holder()):
-            interrupted = self._recover(place, options)
+        self._check(options)
+        with place.lock(holder(), options.lock_timeout_s):
+            interrupted, _ = self._recover(place, options.load_timeout_s)
             again = interrupted is not None and (
                 (interrupted.operation, interrupted.model_uri) == ("create", model_uri)
             )
@@ -92,7 +98,8 @@ class Deployer:
     ) -> dict[str, Any]:
         """Serve another model, or another version, under a deployed name.
 
-        Without `model_uri` what is deployed is loaded again.
+        Without `model_uri` what is deployed is loaded again; with `serve_versions`, those versions
+        from what is on disk.
 
         Returns:
             The deployment as `describe` gives it.
@@ -102,23 +109,20 @@ class Deployer:
             TritonRepoError, TritonServerError, MlflowException: the old version still serves.
         """
         place = ModelPlace(self.store, check_name(name))
-        self._check()
-        with place.lock(holder()):
-            self._recover(place, options)
+        self._check(options)
+        with place.lock(holder(), options.lock_timeout_s):
+            self._recover(place, options.load_timeout_s)
             if place.state() is not PlaceState.DEPLOYED:
                 raise _not_deployed(place)
             base = place.take_stock()
+            if model_uri is None and options.serve_versions is not None and not options.validate:
+                version = _main_of(base, options.serve_versions)
+                source = base.versions[version].source
+                return self._return(place, base, version, source, options)
             model = resolve(model_uri or _uri_of(place, base))
-            version = _kept_version(place, base, model)
-            if version is not None and flavor in (None, base.versions[version].flavor):
-                change = plan_return(
-                    base,
-                    version,
-                    source=model.source,
-                    keep_versions=options.keep_versions,
-                    recorded=place.readable_record(),
-                )
-                return self._apply(place, change, options, operation="update")
+            kept = None if options.validate else _kept_version(place, base, model)
+            if kept is not None and flavor in (None, base.versions[kept].flavor):
+                return self._return(place, base, kept, model.source, options)
             return self._deploy(place, base, model, flavor, options, operation="update")
 
     def delete(self, name: str, options: Options) -> bool:
@@ -132,10 +136,10 @@ class Deployer:
             TritonRepoError, TritonServerError: the same command goes on where this one stopped.
         """
         place = ModelPlace(self.store, check_name(name))
-        self._check()
-        with place.lock(holder()):
+        self._check(options)
+        with place.lock(holder(), options.lock_timeout_s):
             # what was interrupted may be the adoption of somebody else's directory
-            interrupted = self._recover(place, options)
+            interrupted, _ = self._recover(place, options.load_timeout_s)
             state = place.state()
             if state is PlaceState.ABSENT:
                 return interrupted is not None
@@ -150,30 +154,64 @@ class Deployer:
             place.remove()
             return True
 
+    # -- repair -------------------------------------------------------------------------------
+
+    def repair(self, name: str, options: Options) -> str | None:
+        """Finish or undo what an interrupted command left, and nothing else.
+
+        Returns:
+            `finished`, `undone`, or None where nothing was interrupted.
+
+        Raises:
+            LockedError: the command is still running.
+            TritonRepoError, TritonServerError: the same call goes on where this one stopped.
+        """
+        place = ModelPlace(self.store, check_name(name))
+        self._check(options)
+        with place.lock(holder(), options.lock_timeout_s):
+            return self._recover(place, options.load_timeout_s)[1]
+
+    def sweep(self) -> None:
+        """Remove what dead commands left at the repository's root, their locks."""
+        self.store.check()
+        self.store.sweep("")
+
     # -- the steps ----------------------------------------------------------------------------
 
-    def _check(self) -> None:
+    def _check(self, options: Options) -> None:
         self.store.check()
         self.servers.check()
+        if options.validate and not self.servers.load_paths:
+            raise SettingsError(
+                f"validate=true needs Triton's gRPC protocol, and {self.servers.endpoints} is "
+                "HTTP; set TRITON_URL to the gRPC address (port 8001 by default)",
+                setting="-C validate",
+            )
+        self.store.sweep("")
 
-    def _recover(self, place: ModelPlace, options: Options) -> Journal | None:
+    def _recover(self, place: ModelPlace, timeout_s: float) -> tuple[Journal | None, str | None]:
         """Finish or undo what an interrupted command left, on disk and on the servers.
 
         Returns:
-            What was interrupted, or None.
+            What was interrupted and what became of it, or None for both.
         """
         if place.state() is not PlaceState.INTERRUPTED:
             place.recover()  # temporary files of a command that came no further
-            return None
+            return None, None
         interrupted = place.journal()
-        self.servers.settle(place.name, timeout_s=options.load_timeout_s)  # it may be at it still
+        self._settle(place, timeout_s)  # it may be at it still
         if interrupted is not None and interrupted.operation == "delete":
-            self.servers.unload(place.name, timeout_s=options.load_timeout_s)
-        outcome = place.recover()
-        if outcome is not None:
-            _logger.warning("an interrupted change of %s was %s", place.uri, outcome)
-        self._agree(place, options.load_timeout_s)
-        return interrupted
+            self.servers.unload(place.name, timeout_s=timeout_s)
+        outcome = place.recover() or "undone"
+        _logger.warning("an interrupted change of %s was %s", place.uri, outcome)
+        self._agree(place, timeout_s)
+        return interrupted, outcome
+
+    def _settle(self, place: ModelPlace, timeout_s: float) -> None:
+        """Wait until no server is loading from what is going to be removed or moved."""
+        self.servers.settle(place.name, timeout_s=timeout_s)
+        if self.servers.load_paths and place.store.exists(place.apart):
+            self.servers.leave(place.apart, timeout_s=timeout_s)
 
     def _agree(self, place: ModelPlace, timeout_s: float) -> None:
         """Make the servers serve what is on disk, after a change was undone there."""
@@ -250,10 +288,35 @@ class Deployer:
                 wanted_version=wanted,
                 keep_versions=options.keep_versions,
                 keep_base=options.on_conflict != "replace",
+                together=options.serve_versions,
                 recorded=place.readable_record(),
                 edited_config=self._edited_config(place, options),
             )
-            return self._apply(place, change, options, operation=operation)
+            example = (
+                read_example(artifact, tolerance=options.validate_tolerance)
+                if options.validate
+                else None
+            )
+            return self._apply(place, change, options, operation=operation, example=example)
+
+    def _return(
+        self,
+        place: ModelPlace,
+        base: DeploymentRecord,
+        version: int,
+        source: Source,
+        options: Options,
+    ) -> dict[str, Any]:
+        """Serve a version that is on disk; nothing is fetched or copied."""
+        change = plan_return(
+            base,
+            version,
+            source=source,
+            keep_versions=options.keep_versions,
+            together=options.serve_versions,
+            recorded=place.readable_record(),
+        )
+        return self._apply(place, change, options, operation="update")
 
     def _edited_config(self, place: ModelPlace, options: Options) -> ModelConfig | None:
         if options.on_conflict == "replace":
@@ -264,15 +327,28 @@ class Deployer:
         return edited
 
     def _apply(
-        self, place: ModelPlace, change: Change, options: Options, *, operation: str
+        self,
+        place: ModelPlace,
+        change: Change,
+        options: Options,
+        *,
+        operation: str,
+        example: GoldenExample | None = None,
     ) -> dict[str, Any]:
         """Stage, validate, commit; or put everything back."""
         staged = None
         try:
             with copying(place.name, change.size_bytes) as on_copied:
                 staged = place.stage(
-                    change, operation=operation, holder=holder(), on_copied=on_copied
+                    change,
+                    operation=operation,
+                    holder=holder(),
+                    apart=example is not None,
+                    on_copied=on_copied,
                 )
+            if staged.apart and self.servers.load_paths:
+                self._try_apart(place, staged, options, example)
+            place.install(staged)
             states = self.servers.load(
                 place.name,
                 config=change.load_config.to_json() if change.load_config else None,
@@ -280,7 +356,7 @@ class Deployer:
                 timeout_s=options.load_timeout_s,
             )
             # where the model's own policy decides, the server has just said what it serves
-            place.commit(staged, serving=ready_versions(states))
+            place.commit(staged, serving=change.serving or ready_versions(states))
         except BaseException:  # Ctrl-C too: what was begun is put back before it goes on
             if staged is not None:
                 staged.abandon()
@@ -288,13 +364,29 @@ class Deployer:
             raise
         return describe(place, states, len(self.servers))
 
+    def _try_apart(
+        self,
+        place: ModelPlace,
+        staged: StagedChange,
+        options: Options,
+        example: GoldenExample | None,
+    ) -> None:
+        config = staged.change.config_apart(staged.apart)
+        self.servers.try_apart(
+            place.name,
+            staged.apart,
+            config=config.to_json() if config else None,
+            timeout_s=options.load_timeout_s,
+            check=example.check if example else lambda *_: None,
+        )
+
     def _put_back(self, place: ModelPlace) -> None:
         """Undo a change that failed, as far as that can be done now.
 
         What remains is named in a warning, and the next command goes on with it.
         """
         try:
-            self._settle(place)
+            self._settle_before_putting_back(place)
             if place.recover() != "finished":
                 self._agree(place, _PUT_BACK_TIMEOUT_S)
         except ServerUnavailableError:  # it is down, and will start from what is on disk
@@ -304,14 +396,14 @@ class Deployer:
                 "%s could not be put back wholly: %s; run the command again", place.uri, exc
             )
 
-    def _settle(self, place: ModelPlace) -> None:
+    def _settle_before_putting_back(self, place: ModelPlace) -> None:
         try:
             states = self.servers.states(place.name).get(place.name, [])
             if any(state.state == "LOADING" for state in states):
                 _logger.warning(
                     "putting %s back as it was, as soon as Triton ends the load it began", place.uri
                 )
-            self.servers.settle(place.name, timeout_s=_PUT_BACK_TIMEOUT_S)
+            self._settle(place, _PUT_BACK_TIMEOUT_S)
         except ServerUnavailableError:  # it is down, and loads nothing
             _logger.info("%s does not answer; putting the files back", self.servers.endpoints)
 
@@ -327,6 +419,21 @@ def holder() -> str:
     except (KeyError, OSError):  # a container without a passwd entry
         user = f"uid {os.getuid()}"
     return f"{user}@{socket.gethostname()} (process {os.getpid()})"
+
+
+def _main_of(base: DeploymentRecord, together: Together) -> int:
+    """Which of the versions that are to serve is the one that is deployed.
+
+    The one that is already, where it stays; else the highest that is on disk.
+
+    Raises:
+        ConfigError: nothing of it is on disk.
+    """
+    wanted = together.versions or base.serving
+    for version in (*base.serving[:1], *sorted(wanted, reverse=True)):
+        if version in wanted and version in base.versions:
+            return version
+    return together.chosen(next(iter(wanted), 0), base.versions)[0]
 
 
 def _kept_version(place: ModelPlace, base: DeploymentRecord, model: ResolvedModel) -> int | None:

@@ -5,6 +5,7 @@ TritonServerError                                .endpoint .status .model
 ├ ServerUnavailableError (ConnectionError)
 ├ ServerTimeoutError (TimeoutError)
 ├ ModelLoadError                                 .reason: Triton's own words
+├ GoldenCheckError
 ├ ModelNotReadyError (TimeoutError)              .state .waited_s
 ├ ModelUnknownError
 └ RequestRefusedError                            .reason: Triton's own words
@@ -17,6 +18,7 @@ SettingsError (ValueError)                       .setting
 from __future__ import annotations
 
 __all__ = [
+    "GoldenCheckError",
     "ModelLoadError",
     "ModelNotReadyError",
     "ModelUnknownError",
@@ -72,6 +74,10 @@ class ModelLoadError(TritonServerError):
     ) -> None:
         super().__init__(message, endpoint=endpoint, status=status, model=model)
         self.reason = reason
+
+
+class GoldenCheckError(TritonServerError):
+    """A model does not answer its own input example as it should."""
 
 
 class RequestRefusedError(TritonServerError):

@@ -167,7 +167,7 @@ class TritonDeploymentClient(deployments_base.BaseDeploymentClient):
         """Send one request.
 
         Args:
-            deployment_name: the deployment.
+            deployment_name: the deployment; `resnet/6` for one version of several that serve.
             inputs: a dict of arrays or lists, one array for a model with one input, a frame, or
                 what `pandas.read_json` makes of the JSON forms that MLflow, Triton and KServe use.
             endpoint: not supported.

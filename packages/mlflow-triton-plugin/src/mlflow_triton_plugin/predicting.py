@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlflow_triton_plugin.errors import (
@@ -13,6 +14,7 @@ from mlflow_triton_plugin.errors import (
 from mlflow_triton_plugin.predict import InvalidInputError, to_tensors
 from mlflow_triton_plugin.response import Prediction
 from triton_repo.entry import check_name
+from triton_repo.errors import InvalidNameError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -39,18 +41,23 @@ class Predictor:
 
     def __init__(self, servers: Iterable[TritonServer]) -> None:
         self._servers = list(servers)
-        self._schemas: dict[str, ModelSchema] = {}
+        self._schemas: dict[tuple[str, str], ModelSchema] = {}
 
     def predict(self, name: str | None, inputs: Any) -> Prediction:
         """Send one request.
 
+        Args:
+            name: a deployment, or one of the versions that it serves: `resnet/6`.
+            inputs: see `predict.to_tensors`.
+
         Raises:
+            InvalidNameError: `name` is neither.
             InvalidInputError: the inputs are not what the model takes; nothing was sent.
             ModelUnknownError: nothing serves under this name.
             RequestRefusedError: Triton or the model refused the request.
             ServerUnavailableError: no server answers.
         """
-        model = check_name(name or "")
+        model = _model_and_version(name or "")
         known = self._schemas.get(model)
         if known is None:
             return self._send(inputs, self._schema(model))
@@ -63,14 +70,16 @@ class Predictor:
                 raise
             return self._send(inputs, fresh)
 
-    def _schema(self, model: str) -> ModelSchema:
-        schema = self._ask(lambda server: server.schema(model))
+    def _schema(self, model: tuple[str, str]) -> ModelSchema:
+        schema = self._ask(lambda server: server.schema(*model))
         self._schemas[model] = schema
         return schema
 
     def _send(self, inputs: Any, schema: ModelSchema) -> Prediction:
         tensors = to_tensors(inputs, schema)
-        result = self._ask(lambda server: server.infer(schema.name, "", tensors, schema))
+        result = self._ask(
+            lambda server: server.infer(schema.name, schema.version, tensors, schema)
+        )
         outputs = _in_order(result.outputs, schema)
         return Prediction(outputs, model_name=schema.name, model_version=result.version)
 
@@ -82,6 +91,20 @@ class Predictor:
             except ServerUnavailableError as exc:
                 _logger.warning("%s; asking the next server", exc)
         return call(self._servers[-1])
+
+
+def _model_and_version(name: str) -> tuple[str, str]:
+    """`resnet` and "", or `resnet` and "6" of `resnet/6`: no name has a slash in it.
+
+    Raises:
+        InvalidNameError: it is neither.
+    """
+    model, slash, version = name.partition("/")
+    if slash and not re.fullmatch(r"[1-9][0-9]{0,17}", version):
+        raise InvalidNameError(
+            f"{name!r} names no version; use {model or 'NAME'} or {model or 'NAME'}/6", name=name
+        )
+    return check_name(model), version
 
 
 def _in_order(

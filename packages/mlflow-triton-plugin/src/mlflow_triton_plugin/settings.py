@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mlflow_triton_plugin.errors import SettingsError
+from triton_repo.change import Together
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -150,7 +151,11 @@ class Options:
 
     on_conflict: OnConflict = "fail"
     keep_versions: int = 2
+    serve_versions: Together | None = None
+    validate: bool = False
+    validate_tolerance: float = 1e-3
     load_timeout_s: float = 600.0
+    lock_timeout_s: float = 0.0
     grpc_port: int = 8001
     http_port: int = 8000
 
@@ -175,6 +180,41 @@ def _seconds(value: Any, setting: str) -> float:
             f"{setting} is {value!r}; a number of seconds belongs there", setting=setting
         )
     return seconds
+
+
+def _number(value: Any, setting: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if isinstance(value, bool) or not 0 <= number < float("inf"):
+        raise SettingsError(
+            f"{setting} is {value!r}; a number of at least 0 belongs there", setting=setting
+        )
+    return number
+
+
+def _flag(value: Any, setting: str) -> bool:
+    flags = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    text = str(value).strip().lower()
+    if text not in flags:
+        raise SettingsError(f"{setting} is {value!r}; use true or false", setting=setting)
+    return flags[text]
+
+
+def _together(value: Any, setting: str) -> Together:
+    """`6,7`, `latest:2`; from Python also `[6, 7]` and `7`."""
+    listed = isinstance(value, (list, tuple))
+    text = ",".join(str(each) for each in value) if listed else str(value).replace(" ", "")
+    latest = re.fullmatch(r"latest:([1-9]\d{0,8})", text)
+    if latest:
+        return Together(latest=int(latest[1]))
+    if isinstance(value, bool) or not re.fullmatch(r"[1-9]\d{0,17}(,[1-9]\d{0,17})*", text):
+        raise SettingsError(
+            f"{setting} is {value!r}; version numbers belong there, such as 6,7, or latest:2",
+            setting=setting,
+        )
+    return Together(versions=tuple(dict.fromkeys(int(number) for number in text.split(","))))
 
 
 def _count(least: int) -> Callable[[Any, str], int]:
@@ -212,13 +252,43 @@ OPTIONS: dict[str, _Option] = {
         "keep_versions",
         _count(1),
         ("create", "update"),
-        "how many version directories may stay on disk, the one that serves included; default 2",
+        "how many version directories may stay on disk, those that serve included; default 2. "
+        "What serves always stays",
+    ),
+    "serve_versions": _Option(
+        "serve_versions",
+        _together,
+        ("create", "update"),
+        "serve several versions at once: their numbers (6,7), or latest:2 for the one deployed and "
+        "the highest of the others; update without a model URI changes nothing else. predict asks "
+        "one of them as NAME/6. Default: the version deployed, alone",
+    ),
+    "validate": _Option(
+        "validate",
+        _flag,
+        ("create", "update"),
+        "true: before the model serves anybody, load it apart and send it the input example it was "
+        "logged with; errors, wrong names, shapes or types and values that are not finite refuse "
+        "it, and so do other values than those of a logged output_example.json. Over gRPC",
+    ),
+    "validate_tolerance": _Option(
+        "validate_tolerance",
+        _number,
+        ("create", "update"),
+        "how far validate lets a floating-point value be from the logged one, relatively and "
+        "absolutely; default 0.001",
     ),
     "load_timeout": _Option(
         "load_timeout_s",
         _seconds,
         ("create", "update", "delete", "run-local"),
         "seconds that Triton may take to load or unload the model; default 600",
+    ),
+    "lock_timeout": _Option(
+        "lock_timeout_s",
+        _number,
+        ("create", "update", "delete"),
+        "seconds to wait for another command that is changing the same deployment; default 0",
     ),
     "grpc_port": _Option(
         "grpc_port", _count(0), ("run-local",), "port of the local server; 0 for any; default 8001"

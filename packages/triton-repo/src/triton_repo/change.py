@@ -18,7 +18,45 @@ if TYPE_CHECKING:
 
     from triton_repo.record import DeploymentRecord, FileDigest, Source
 
-__all__ = ["Change", "plan_change", "plan_return", "shared_now"]
+__all__ = ["Change", "Together", "plan_change", "plan_return", "shared_now"]
+
+
+@dataclass(frozen=True)
+class Together:
+    """Which versions are to serve beside the one that is deployed.
+
+    Attributes:
+        versions: all of them, by number; empty where `latest` says it.
+        latest: how many: the one deployed, and of the others those with the highest numbers.
+    """
+
+    versions: tuple[int, ...] = ()
+    latest: int = 1
+
+    def chosen(self, number: int, on_disk: Iterable[int]) -> tuple[int, ...]:
+        """The versions that will serve, `number` first.
+
+        Args:
+            number: the version that is deployed.
+            on_disk: the version directories there are.
+
+        Raises:
+            ConfigError: `number` is left out, or a version is not on disk.
+        """
+        others = sorted(set(on_disk) - {number}, reverse=True)
+        if not self.versions:
+            return (number, *others[: self.latest - 1])
+        if number not in self.versions:
+            raise self._refused(f"leaves out version {number}, the one that is deployed")
+        for version in self.versions:
+            if version not in (number, *others):
+                on_disk_too = f"beside {number} there is {_listed(others) or 'no other'}"
+                raise self._refused(f"names version {version}, which is not on disk; {on_disk_too}")
+        return (number, *(version for version in self.versions if version != number))
+
+    def _refused(self, why: str) -> ConfigError:
+        numbers = ",".join(str(version) for version in self.versions)
+        return ConfigError(f"serve_versions={numbers} {why}", field="serve_versions")
 
 
 @dataclass(frozen=True)
@@ -30,7 +68,8 @@ class Change:
         source: where it comes from.
         base: the record before the change; None for a new deployment.
         place: version directories to copy, by number.
-        serving: versions that serve afterwards; empty where the model's own policy decides.
+        serving: versions that serve afterwards, first the one that is deployed; empty where the
+            model's own policy decides.
         config: config.pbtxt afterwards, pinned where it has to be; None where there is none.
         load_config: what the server is asked to load before the commit; None for a plain load.
         reuse: a version on disk that already has the entry's content, or None.
@@ -40,6 +79,7 @@ class Change:
         shared_kept: files beside config.pbtxt that are right already.
         shared_restored: files beside config.pbtxt to take back from what was set aside.
         shared_gone: files beside config.pbtxt to remove once committed.
+        returns: whether it serves again what has served before, from what is on disk alone.
     """
 
     entry: RepositoryEntry
@@ -56,6 +96,7 @@ class Change:
     shared_kept: Mapping[str, FileDigest] = field(default_factory=dict)
     shared_restored: Mapping[str, FileDigest] = field(default_factory=dict)
     shared_gone: tuple[str, ...] = ()
+    returns: bool = False
 
     @property
     def size_bytes(self) -> int:
@@ -67,6 +108,21 @@ class Change:
         """Files beside config.pbtxt that will be written."""
         return (*self.shared.names(), *self.shared_restored)
 
+    def config_apart(self, name: str) -> ModelConfig | None:
+        """The config.pbtxt under which it can be loaded by another name, beside nothing else."""
+        if self.load_config is None:
+            return None
+        config = self.load_config.with_name(name)
+        alone = [each for each in config.pinned_versions if each in self.entry.versions]
+        return config.pinned(alone) if alone else config
+
+    @property
+    def in_place(self) -> bool:
+        """Whether files that serve now are overwritten by others that have never served."""
+        now = shared_now(self.base)
+        overwritten = bool(self.replaced) or any(path in now for path in self.shared_paths)
+        return overwritten and not self.returns
+
 
 def plan_change(
     entry: RepositoryEntry,
@@ -76,6 +132,7 @@ def plan_change(
     wanted_version: int = 0,
     keep_versions: int = 2,
     keep_base: bool = True,
+    together: Together | None = None,
     recorded: DeploymentRecord | None = None,
     edited_config: ModelConfig | None = None,
 ) -> Change:
@@ -91,12 +148,13 @@ def plan_change(
             longer what they were, they are replaced.
         keep_versions: how many version directories may stay, the new one included.
         keep_base: False to remove everything that stands there once the new model is committed.
+        together: what is to serve beside the new model; what serves is never pruned.
         recorded: what the last command recorded; `base` where nothing was edited since.
         edited_config: the config.pbtxt that somebody tuned in the repository. It stays in force
             where the new model brings none of its own, or the same one as before.
 
     Raises:
-        ConfigError: `keep_versions` is no count.
+        ConfigError: `keep_versions` is no count, or what `together` names cannot serve together.
         ArtifactError: a model with several versions cannot stand beside versions of others.
     """
     recorded = base if recorded is None else recorded
@@ -105,12 +163,14 @@ def plan_change(
     if len(entry.versions) == 1:
         number, reuse = _choose_version(entry, source, base, wanted_version, keep_base=keep_base)
         on_disk = frozenset(base.versions if base else ())
+        serving = (together or Together()).chosen(number, on_disk if keep_base else ())
         if base is not None and keep_base:
-            doomed = _ours(base) - _kept(base, number, keep_versions)
+            doomed = _ours(base) - _kept(base, serving, keep_versions)
         else:
             doomed = on_disk - {number}
-        single = _plan_single(entry.renumbered(number), source, base, reuse=reuse, doomed=doomed)
-        return _with_shared(single, recorded, keep_base=keep_base)
+        single = _plan_single(entry.renumbered(number), source, base, serving, reuse=reuse)
+        change = replace(single, doomed=doomed - single.replaced)
+        return _checked_together(_with_shared(change, recorded, keep_base=keep_base))
     on_disk = frozenset(base.versions if base else ())
     if base is not None and keep_base and not _ours(base) >= on_disk:
         raise ArtifactError(
@@ -119,6 +179,9 @@ def plan_change(
             "-C on_conflict=replace"
         )
     numbers = frozenset(entry.versions)
+    if together is not None:
+        main = max(numbers & set(together.versions) or numbers)
+        entry = replace(entry, config=_pinned(entry.config, together.chosen(main, numbers)))
     return _with_shared(
         Change(
             entry=entry,
@@ -187,26 +250,50 @@ def _plan_single(
     entry: RepositoryEntry,
     source: Source,
     base: DeploymentRecord | None,
+    serving: tuple[int, ...],
     *,
     reuse: int | None,
-    doomed: frozenset[int],
 ) -> Change:
-    (number,) = entry.versions
+    number = serving[0]
     on_disk = frozenset(base.versions if base else ())
-    replaced = on_disk & {number} if reuse is None else frozenset()
     crowded = bool(on_disk - {number})
     return Change(
         entry=entry,
         source=source,
         base=base,
         place=entry.versions if reuse is None else {},
-        serving=(number,),
-        config=_pinned(entry.config, number) if crowded else entry.config,
-        load_config=_load_config(entry.config, number, crowded=crowded),
+        serving=serving,
+        config=_pinned(entry.config, serving) if crowded else entry.config,
+        load_config=_load_config(entry.config, serving, crowded=crowded),
         reuse=reuse,
-        replaced=replaced,
-        doomed=doomed - replaced,
+        replaced=on_disk & {number} if reuse is None else frozenset(),
     )
+
+
+def _checked_together(change: Change) -> Change:
+    """Let a change through whose serving versions can share one config.pbtxt and its files.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    main, *others = change.serving
+    config = change.config or ModelConfig.parse("")
+    shared = change.shared.names()
+    for version in others:
+        seen = change.base.versions[version] if change.base else None
+        if seen is None:
+            continue
+        differing = config.difference(ModelConfig.parse(seen.config))
+        if differing is None and (shared or change.shared_restored or change.shared_gone):
+            differing = ", ".join([*shared, *change.shared_restored, *change.shared_gone])
+        if differing is not None:
+            raise ConfigError(
+                f"versions {version} and {main} cannot serve together: Triton has one config.pbtxt "
+                f"and one set of files beside it for both, and they differ in {differing}; deploy "
+                "one of them under another name",
+                field="serve_versions",
+            )
+    return change
 
 
 def plan_return(
@@ -215,6 +302,7 @@ def plan_return(
     *,
     source: Source,
     keep_versions: int = 2,
+    together: Together | None = None,
     recorded: DeploymentRecord | None = None,
 ) -> Change:
     """Plan to serve a version that is still on disk: nothing is copied from the model's source.
@@ -224,8 +312,13 @@ def plan_return(
         version: one of `base.versions`.
         source: what was asked for this time.
         keep_versions: how many version directories may stay.
+        together: what is to serve beside it; what serves is never pruned.
         recorded: what the last command recorded; `base` where nothing was edited since.
+
+    Raises:
+        ConfigError: what `together` names cannot serve together.
     """
+    serving = (together or Together()).chosen(version, base.versions)
     seen = base.versions[version]
     config = ModelConfig.parse(seen.config) if seen.config else None
     entry = RepositoryEntry(
@@ -234,34 +327,32 @@ def plan_return(
         versions={version: Tree()},
         config=config,
     )
-    crowded = len(base.versions) > 1
     now = shared_now(base)
     restored = {path: digest for path, digest in seen.shared.items() if now.get(path) != digest}
-    return Change(
-        entry=entry,
-        source=source,
-        base=base,
-        place={},
-        serving=(version,),
-        config=_pinned(config, version) if crowded else config,
-        load_config=_load_config(config, version, crowded=crowded),
-        reuse=version,
-        doomed=_ours(base) - _kept(base, version, keep_versions),
-        shared_kept={path: digest for path, digest in seen.shared.items() if path not in restored},
-        shared_restored=restored,
-        shared_gone=_gone(now, recorded or base, set(seen.shared)),
+    single = _plan_single(entry, source, base, serving, reuse=version)
+    return _checked_together(
+        replace(
+            single,
+            doomed=_ours(base) - _kept(base, serving, keep_versions),
+            shared_kept={path: each for path, each in seen.shared.items() if path not in restored},
+            shared_restored=restored,
+            shared_gone=_gone(now, recorded or base, set(seen.shared)),
+            returns=True,
+        )
     )
 
 
-def _pinned(config: ModelConfig | None, version: int) -> ModelConfig:
-    return (config or ModelConfig.parse("")).pinned([version])
+def _pinned(config: ModelConfig | None, versions: Iterable[int]) -> ModelConfig:
+    return (config or ModelConfig.parse("")).pinned(sorted(versions))
 
 
-def _load_config(config: ModelConfig | None, version: int, *, crowded: bool) -> ModelConfig | None:
-    """The override that makes the server load exactly this version, before config.pbtxt says so."""
+def _load_config(
+    config: ModelConfig | None, serving: tuple[int, ...], *, crowded: bool
+) -> ModelConfig | None:
+    """The override that makes the server load exactly these, before config.pbtxt says so."""
     if config is None and not crowded:
         return None  # the only directory, and the server completes the config by itself
-    return _pinned(config, version)
+    return _pinned(config, serving)
 
 
 def _same_content(tree: Tree, base: DeploymentRecord | None, wanted_version: int) -> int | None:
@@ -279,23 +370,23 @@ def _same_content(tree: Tree, base: DeploymentRecord | None, wanted_version: int
     return None
 
 
-def _kept(base: DeploymentRecord, number: int, keep_versions: int) -> frozenset[int]:
-    """`number`, what serves now, and the youngest others, as many as may stay."""
+def _kept(base: DeploymentRecord, serving: tuple[int, ...], keep_versions: int) -> frozenset[int]:
+    """What is going to serve, what serves now, and the youngest others, as many as may stay."""
     if keep_versions < 1:
         raise ConfigError(
             f"keep_versions is {keep_versions}; it must be at least 1", field="keep_versions"
         )
     by_age = sorted(
-        _ours(base) - {number},
+        _ours(base) - set(serving),
         key=lambda other: (other in base.serving, base.versions[other].placed_at, other),
         reverse=True,
     )
-    return frozenset([number, *by_age[: keep_versions - 1]])
+    return frozenset([*serving, *by_age[: max(0, keep_versions - len(serving))]])
 
 
 def shared_now(base: DeploymentRecord | None) -> Mapping[str, FileDigest]:
     """The files beside config.pbtxt, as the record has them for the version that serves."""
-    return base.served[0].shared if base is not None and base.served else {}
+    return base.main.shared if base is not None and base.main is not None else {}
 
 
 def _with_shared(change: Change, recorded: DeploymentRecord | None, *, keep_base: bool) -> Change:

@@ -34,6 +34,17 @@ _PLATFORM_BACKENDS = {
     "ensemble": "ensemble",
 }
 
+#: Fields in which two versions of a model cannot differ while both serve; `backend` is one more.
+_SEEN_BY_ALL = (
+    "max_batch_size",
+    "input",
+    "output",
+    "default_model_filename",
+    "ensemble_scheduling",
+    "sequence_batching",
+    "parameters",
+)
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -200,6 +211,18 @@ class ModelConfig:
         as_dict = json_format.MessageToDict(self._message, preserving_proto_field_name=True)
         return json.dumps(as_dict)
 
+    def difference(self, other: ModelConfig) -> str | None:
+        """The first field that keeps one file from standing for both; None where either would do.
+
+        Triton has one config.pbtxt for all the versions of a model: those that serve together must
+        agree about what a client or the backend sees.
+        """
+        for name in _SEEN_BY_ALL:
+            mine, theirs = getattr(self._message, name), getattr(other._message, name)
+            if mine != theirs:
+                return name
+        return None if self.backend == other.backend else "backend"
+
     # -- changing it --------------------------------------------------------------------------
 
     def with_name(self, name: str) -> ModelConfig:
@@ -222,14 +245,6 @@ class ModelConfig:
         numbers = ", ".join(str(version) for version in versions)
         policy = f"version_policy: {{ specific {{ versions: [ {numbers} ] }} }}"
         return self._edited("version_policy", policy, changed)
-
-    def unpinned(self) -> ModelConfig:
-        """The same file without a `specific` version policy; other policies stay."""
-        if not self.pinned_versions:
-            return self
-        changed = self._copy()
-        changed.ClearField("version_policy")
-        return self._edited("version_policy", "", changed)
 
     def _copy(self) -> model_config_pb2.ModelConfig:
         copy = model_config_pb2.ModelConfig()

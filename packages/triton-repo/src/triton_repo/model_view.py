@@ -146,8 +146,8 @@ class ModelView:
         """A record of what stands here now, whoever put it. Nothing is written.
 
         What our record says of a version is kept where its files still have the recorded sizes;
-        other versions are read whole. The version that serves gets the files beside config.pbtxt,
-        and the config.pbtxt, that are there now: somebody may have edited them since.
+        other versions are read whole. The main version gets the files beside config.pbtxt, and the
+        config.pbtxt, that are there now: somebody may have edited them since.
         """
         known = self.readable_record()
         serving = self._serving(known)
@@ -159,7 +159,7 @@ class ModelView:
         versions = {}
         for version in self.versions():
             seen = self._stock_of(version, known, shared)
-            if version in serving:
+            if version in serving[:1]:
                 config = edited.text if edited else seen.config
                 seen = replace(seen, shared=shared, config=config)
             versions[version] = seen
@@ -198,9 +198,9 @@ class ModelView:
             ConfigError: it was edited and no longer parses.
         """
         config, record = self.config(), self.readable_record()
-        if config is None or record is None or not record.served:
+        if config is None or record is None or record.main is None:
             return config
-        ours = ModelConfig.parse(record.served[0].config)
+        ours = ModelConfig.parse(record.main.config)
         pinned = ours.pinned(config.pinned_versions) if config.pinned_versions else ours
         return None if config.data in (ours.data, pinned.data) else config
 

@@ -1,11 +1,12 @@
-"""One model's directory in a repository, and how it changes: stage, commit, undo, remove.
+"""One model's directory in a repository, and how it changes: stage, install, commit, undo, remove.
 
 A change goes through these steps, and the journal says how far it came:
 
 ```
 stage      journal.json          what is to be done, and what stood here before
            config.pbtxt          pinned to the versions that serve, before another one appears
-           N/                    the new version directory
+           N/                    the new version directory; or, apart, incoming/N/
+install    incoming/… ⇄ …        what was staged apart changes places with what it replaces
            (the server validates it: a pinned load; see mlflow_triton_plugin.deploy)
 commit     journal.json          what config.pbtxt and the record will be: from here on the change
                                  is finished, not undone, whoever comes next
@@ -13,6 +14,11 @@ commit     journal.json          what config.pbtxt and the record will be: from 
            mlflow-meta.json
 finish     old versions go, then journal.json
 ```
+
+A new version directory and one rename of config.pbtxt is all that most changes are. What overwrites
+something that serves (a version of the same number, a label file) is staged apart: `incoming/` is
+then a whole model directory, which the server can be asked to load under a name of its own before
+anything in the model's place is touched.
 """
 
 from __future__ import annotations
@@ -34,6 +40,7 @@ from triton_repo.record import (
     FileDigest,
     RecordError,
     VersionRecord,
+    tree_digest,
 )
 
 if TYPE_CHECKING:
@@ -45,27 +52,30 @@ if TYPE_CHECKING:
 
 __all__ = ["ModelPlace", "PlaceState", "StagedChange"]
 
+#: A model directory of its own while a change is staged apart; Triton can load it by this path.
 _INCOMING = f"{OUR_DIRECTORY}/incoming"
-_REPLACED = f"{OUR_DIRECTORY}/replaced"
 
 
 @dataclass(frozen=True)
 class StagedChange:
-    """A change whose files are in their places, not committed yet.
+    """A change whose files are in the repository, not committed yet.
 
     Attributes:
         change: what was planned.
         versions: the version directories that were placed, by number.
         shared: the files beside config.pbtxt that were placed, if there were any.
+        apart: the name under which a server can load it before it is installed; an empty string
+            where it was not staged apart.
     """
 
     change: Change
     versions: Mapping[int, PlacedTree]
     shared: PlacedTree | None
+    apart: str = ""
 
     def version_digests(self) -> dict[int, Mapping[str, FileDigest]]:
         """Wait until the version directories are durable; their files' digests."""
-        return {version: tree.digests() for version, tree in self.versions.items()}
+        return {version: self.versions[version].digests() for version in self.change.place}
 
     def shared_digests(self) -> dict[str, FileDigest]:
         """Wait until the files beside config.pbtxt are durable; the digests of all of them."""
@@ -85,14 +95,23 @@ class ModelPlace(ModelView):
     Methods raise `StoreError` when the store does; each says what it leaves behind.
     """
 
-    def lock(self, holder: str) -> AbstractContextManager[None]:
+    def lock(self, holder: str, wait_s: float = 0.0) -> AbstractContextManager[None]:
         """Be the only writer of this model.
+
+        Args:
+            holder: who asks, for the message that others get.
+            wait_s: how many seconds to wait for another writer.
 
         Raises:
             LockedError: somebody else is.
         """
         # A file at the root is nothing to Triton, and it survives the model's directory.
-        return self.store.lock(f".{self.name}.mlflow-triton.lock", holder)
+        return self.store.lock(f".{self.name}.mlflow-triton.lock", holder, wait_s)
+
+    @property
+    def apart(self) -> str:
+        """The name under which a server can load what is staged apart: a path below the root."""
+        return self.key(_INCOMING)
 
     def stage(
         self,
@@ -100,19 +119,21 @@ class ModelPlace(ModelView):
         *,
         operation: str,
         holder: str,
+        apart: bool = False,
         on_copied: Callable[[int], None] | None = None,
     ) -> StagedChange:
-        """Put everything in its place, except config.pbtxt and the record.
+        """Copy everything into the repository; nothing that serves is touched.
 
         Args:
             change: from `plan_change` or `plan_return`.
             operation: `create` or `update`, for the journal.
             holder: who does it, for the journal.
+            apart: stage a whole model directory of its own, even where a new version directory
+                would do.
             on_copied: told the number of bytes after each piece.
 
         Returns:
-            What to commit once the server has validated it. Large files are flushed and digested
-            in the background meanwhile.
+            What to install. Large files are flushed and digested in the background meanwhile.
 
         Raises:
             StoreError: something could not be written; call `recover`.
@@ -133,11 +154,63 @@ class ModelPlace(ModelView):
             config_guard=self._guard(change),
         )
         self._write_journal(journal)
-        self._set_aside(aside)
-        if journal.config_guard is not None:
-            self._write(CONFIG_FILENAME, journal.config_guard)
-        versions = self._place_versions(change, on_copied)
+        if apart or change.in_place:
+            return self._stage_apart(change, on_copied)
+        self._put_guard(journal)
+        versions = {
+            version: self.store.place(self.key(str(version)), tree, on_copied)
+            for version, tree in change.place.items()
+        }
         return StagedChange(change, versions, self._place_shared(change, on_copied))
+
+    def _stage_apart(self, change: Change, on_copied: Callable[[int], None] | None) -> StagedChange:
+        """Make `incoming/` the model directory to be, config.pbtxt left out."""
+        shared = self._place_shared(change, on_copied)
+        for path, digest in change.shared_restored.items():
+            self.store.copy_file(
+                self.key(f"{ASIDE}/{digest.sha256}"), self.key(f"{_INCOMING}/{path}")
+            )
+        for path in change.shared_kept:
+            self.store.copy_file(self.key(path), self.key(f"{_INCOMING}/{path}"))
+        versions = {
+            version: self.store.place(self.key(f"{_INCOMING}/{version}"), tree, on_copied)
+            for version, tree in change.entry.versions.items()
+        }
+        return StagedChange(change, versions, shared, apart=self.apart)
+
+    def install(self, staged: StagedChange) -> None:
+        """Put everything in its place, except config.pbtxt and the record.
+
+        Where something that serves is overwritten, a server that starts right now may see old and
+        new files together, for as long as these few renames take.
+
+        Raises:
+            StoreError: something could not be written; call `recover`.
+        """
+        change, journal = staged.change, self._journal_of_change()
+        if change.replaced:
+            digests = staged.version_digests()
+            exchanged = {str(each): tree_digest(digests[each]) for each in sorted(change.replaced)}
+            journal = replace(journal, exchanged=exchanged)
+            self._write_journal(journal)
+        self._set_aside(journal.shared_before)
+        self._put_guard(journal)
+        for version in change.place if staged.apart else ():
+            incoming, place = self.key(f"{_INCOMING}/{version}"), self.key(str(version))
+            if version in change.replaced:
+                self.store.exchange(incoming, place)
+            else:
+                self.store.move(incoming, place)
+        for path in change.shared.names():
+            self.store.move(self.key(f"{_INCOMING}/{path}"), self.key(path))
+        for path, digest in change.shared_restored.items():
+            self.store.copy_file(self.key(f"{ASIDE}/{digest.sha256}"), self.key(path))
+
+    def _journal_of_change(self) -> Journal:
+        journal = self.journal()
+        if journal is None:
+            raise ValueError("only a staged change can be installed and committed")
+        return journal
 
     def _refuse_collisions(self, change: Change) -> None:
         """Make sure that what the change adds is not there: an undo would take it away.
@@ -188,38 +261,17 @@ class ModelPlace(ModelView):
             return None
         return None if config.pinned_versions else config.pinned(change.base.serving).data
 
-    def _place_versions(
-        self, change: Change, on_copied: Callable[[int], None] | None
-    ) -> dict[int, PlacedTree]:
-        if not change.replaced:
-            return {
-                version: self.store.place(self.key(str(version)), tree, on_copied)
-                for version, tree in change.place.items()
-            }
-        # Everything is copied before anything is moved: the window in which a reader may see the
-        # old and the new set mixed is that of a few renames.
-        placed = {
-            version: self.store.place(self.key(f"{_INCOMING}/{version}"), tree, on_copied)
-            for version, tree in change.place.items()
-        }
-        for version in sorted(change.replaced):
-            self.store.move(self.key(str(version)), self.key(f"{_REPLACED}/{version}"))
-        for version in placed:
-            self.store.move(self.key(f"{_INCOMING}/{version}"), self.key(str(version)))
-        return placed
+    def _put_guard(self, journal: Journal) -> None:
+        if journal.config_guard is not None:
+            self._write(CONFIG_FILENAME, journal.config_guard)
 
     def _place_shared(
         self, change: Change, on_copied: Callable[[int], None] | None
     ) -> PlacedTree | None:
-        placed = None
-        if change.shared.files:
-            incoming = f"{_INCOMING}/shared"
-            placed = self.store.place(self.key(incoming), change.shared, on_copied)
-            for path in change.shared.names():
-                self.store.move(self.key(f"{incoming}/{path}"), self.key(path))
-        for path, digest in change.shared_restored.items():
-            self.store.copy_file(self.key(f"{ASIDE}/{digest.sha256}"), self.key(path))
-        return placed
+        """Copy the new files beside config.pbtxt to `incoming/`."""
+        if not change.shared.files:
+            return None
+        return self.store.place(self.key(_INCOMING), change.shared, on_copied)
 
     def _record_of(
         self,
@@ -270,9 +322,8 @@ class ModelPlace(ModelView):
         record = self._record_of(change, staged.version_digests(), staged.shared_digests())
         if serving:
             record = replace(record, serving=serving)
-        journal = self.journal() or Journal(operation="update")
         committed = replace(
-            journal,
+            self._journal_of_change(),
             config_after=change.config.data if change.config else None,
             record_after=record.to_bytes(),
             doomed_versions=tuple(sorted(change.doomed)),
@@ -373,11 +424,13 @@ class ModelPlace(ModelView):
         for version in journal.new_versions:
             if version not in journal.replaced_versions:
                 self.store.remove(self.key(str(version)))
-        for version in journal.replaced_versions:
-            kept = self.key(f"{_REPLACED}/{version}")
-            if self.store.exists(kept):  # else it was never moved away
-                self.store.remove(self.key(str(version)))
-                self.store.move(kept, self.key(str(version)))
+        for replaced, digest in journal.exchanged.items():
+            if self._digest_of(self.key(replaced)) == digest:
+                self.store.exchange(self.key(f"{_INCOMING}/{replaced}"), self.key(replaced))
+
+    def _digest_of(self, key: str) -> str:
+        below = self.store.list_files(key)
+        return tree_digest({path: self.store.digest(f"{key}/{path}") for path in below})
 
     def _put_back_shared(self, journal: Journal) -> None:
         for path, sha256 in journal.shared_before.items():
@@ -398,7 +451,6 @@ class ModelPlace(ModelView):
     def _clean(self, record: DeploymentRecord | None, *, keep_aside: bool = False) -> None:
         """Remove what the change set aside, but not what a kept version needs to come back."""
         self.store.remove(self.key(_INCOMING))
-        self.store.remove(self.key(_REPLACED))
         wanted = _set_aside_for(record) if record else set()
         aside = self.key(ASIDE)
         kept = self.store.list_files(aside) if self.store.exists(aside) else {}

@@ -7,6 +7,7 @@ false; what is unknown is left out.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ __all__ = [
     "RecordError",
     "Source",
     "VersionRecord",
+    "tree_digest",
 ]
 
 RECORD_FILENAME = "mlflow-meta.json"
@@ -38,6 +40,12 @@ class FileDigest:
 
     size_bytes: int
     sha256: str
+
+
+def tree_digest(files: Mapping[str, FileDigest]) -> str:
+    """One sha256 over the digests of all the files of a directory, as `sha256sum` lists them."""
+    lines = "".join(f"{seen.sha256}  {path}\n" for path, seen in sorted(files.items()))
+    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -107,7 +115,8 @@ class DeploymentRecord:
         flavor: of the version that serves.
         model_uri: as the user gave it, for the version that serves.
         triton_model_path: where the model stands, as NVIDIA's plugin writes it.
-        serving: versions that serve. Empty in a record of NVIDIA's plugin.
+        serving: versions that serve, first the one whose config.pbtxt and files beside it are in
+            place. Empty in a record of NVIDIA's plugin.
         versions: every version on disk that was placed by us, by number.
     """
 
@@ -122,6 +131,11 @@ class DeploymentRecord:
     def served(self) -> tuple[VersionRecord, ...]:
         """What is known of the versions that serve."""
         return tuple(self.versions[each] for each in self.serving if each in self.versions)
+
+    @property
+    def main(self) -> VersionRecord | None:
+        """What is known of the version whose config.pbtxt is in place; None where nothing is."""
+        return next(iter(self.served), None)
 
     def to_bytes(self) -> bytes:
         """The file's content."""

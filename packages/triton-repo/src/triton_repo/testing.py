@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -36,12 +37,11 @@ from triton_repo.record import FileDigest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from triton_repo.store import PlacedTree, Store
 
-__all__ = ["FaultyStore", "StoreContract", "make_tree"]
+__all__ = ["FaultyStore", "StoreContract", "WatchedStore", "make_tree"]
 
 _T = TypeVar("_T")
 
@@ -355,6 +355,63 @@ class StoreContract:
         assert not store.exists("m/1")
         assert store.children("m/aside") == ["1"]
 
+    def test_two_directories_change_places(self, store: Store, tmp_path: Path) -> None:
+        """With all that is in them, empty directories too."""
+        store.place("m/1", make_tree(tmp_path / "one", {"a": b"1", "b/c": b"22"}, ["none"]))
+        store.place("m/aside/2", make_tree(tmp_path / "two", {"a": b"333"}, ["nothing/here"]))
+        store.exchange("m/1", "m/aside/2")
+        assert store.list_files("m") == {"1/a": 3, "aside/2/a": 1, "aside/2/b/c": 2}
+        assert store.children("m/1") == ["nothing"]
+        assert store.children("m/1/nothing") == ["here"]
+        assert store.children("m/aside/2") == ["b", "none"]
+        store.exchange("m/1", "m/aside/2")
+        assert store.list_files("m") == {"1/a": 1, "1/b/c": 2, "aside/2/a": 3}
+
+    def test_an_empty_directory_changes_places_too(self, store: Store, tmp_path: Path) -> None:
+        """An ensemble's version, with one that has files."""
+        store.place("m/1", make_tree(tmp_path / "one", {}))
+        store.place("m/aside/1", make_tree(tmp_path / "two", {"a": b"1"}))
+        store.exchange("m/1", "m/aside/1")
+        assert store.list_files("m") == {"1/a": 1}
+        assert store.children("m/aside") == ["1"]
+
+    def test_a_whole_model_changes_places(self, store: Store) -> None:
+        """What is right at the root may be named first or second."""
+        store.write("m/1/a", b"old")
+        store.write("other/sub/m/1/a", b"newer")
+        store.exchange("m", "other/sub/m")
+        assert store.list_files("") == {"m/1/a": 5, "other/sub/m/1/a": 3}
+        store.exchange("other/sub/m", "m")
+        assert store.list_files("") == {"m/1/a": 3, "other/sub/m/1/a": 5}
+        assert store.children("") == ["m", "other"]
+
+    def test_two_files_change_places(self, store: Store) -> None:
+        """In one directory, and in two."""
+        store.write("m/a", b"1")
+        store.write("m/b", b"22")
+        store.write("m/sub/c", b"333")
+        store.exchange("m/a", "m/b")
+        store.exchange("m/a", "m/sub/c")
+        assert store.list_files("m") == {"a": 3, "b": 1, "sub/c": 2}
+
+    def test_nothing_changes_places_with_what_is_missing(self, store: Store) -> None:
+        """ObjectNotFoundError, whichever it is, and everything stays."""
+        store.write("m/1/a", b"1")
+        for key, other in (("m/1", "m/2"), ("m/2", "m/1"), ("m/1", "n/2"), ("m/2", "m/3")):
+            with pytest.raises(ObjectNotFoundError):
+                store.exchange(key, other)
+            assert store.list_files("") == {"m/1/a": 1}
+            assert store.children("") == ["m"]
+            assert store.children("m") == ["1"]
+
+    def test_nothing_changes_places_with_what_is_in_it(self, store: Store) -> None:
+        """An error, and everything stays."""
+        store.write("m/1/a", b"1")
+        for key, other in (("m", "m/1"), ("m/1", "m")):
+            with pytest.raises(StoreError):
+                store.exchange(key, other)
+            assert store.list_files("") == {"m/1/a": 1}
+
     def test_a_copy_has_the_same_content_and_leaves_its_source(self, store: Store) -> None:
         """Over nothing and over another file."""
         store.write("m/labels", b"cat dog")
@@ -407,6 +464,41 @@ class StoreContract:
         assert store.list_files("m") == {"config.pbtxt": 1, ".hidden/file": 1, "1/a": 1}
         assert store.children("m/1") == ["none"]
         assert not store.exists("missing")
+
+    def test_sweeping_the_root_takes_nothing_that_is_whole(
+        self, store: Store, tmp_path: Path
+    ) -> None:
+        """Files at the root that only look like ours, models, and what is in them."""
+        names = (".m.lock", "package.lock", ".hidden", "README.md", "empty.lock")
+        for name in names:
+            store.write(name, b"" if name == "empty.lock" else b'{"not": "ours"}')
+        store.place("m/1", make_tree(tmp_path / "source", {"a.lock": b"3"}, ["none"]))
+        before = store.list_files("")
+        store.sweep("")
+        assert store.list_files("") == before
+        assert store.children("m/1") == ["none"]
+
+    def test_sweeping_the_root_leaves_locks_that_are_held(self, store: Store) -> None:
+        """By this process and by another."""
+        with (
+            store.lock(".a.lock", "here"),
+            self._held_elsewhere(store, ".b.lock", "elsewhere"),
+        ):
+            store.sweep("")
+            for key, holder in ((".a.lock", "here"), (".b.lock", "elsewhere")):
+                with pytest.raises(LockedError) as caught, store.lock(key, "me"):
+                    pass
+                assert caught.value.holder == holder
+
+    def test_sweeping_the_root_takes_locks_of_the_dead(self, store: Store) -> None:
+        """Once it is certain that they are."""
+        with self._held_elsewhere(store, ".m.lock", "elsewhere") as process:
+            process.kill()
+            process.wait()
+        deadline = time.monotonic() + self.freed_within_s
+        while store.list_files(""):
+            store.sweep("")
+            assert time.monotonic() < deadline, f"still there after {self.freed_within_s} s"
 
     # -- lock -----------------------------------------------------------------------------
 
@@ -463,6 +555,29 @@ class StoreContract:
             with store.lock(".m.lock", "here"):
                 pass
 
+    def test_who_waits_gets_the_lock_when_its_holder_is_done(self, store: Store) -> None:
+        """And not before."""
+        with self._held_elsewhere(store, ".m.lock", "elsewhere") as process:
+            assert process.stdin is not None
+            closing = threading.Timer(0.5, process.stdin.close)
+            closing.start()
+            with store.lock(".m.lock", "here", wait_s=60):
+                assert closing.finished.is_set()
+            closing.join()
+
+    def test_who_has_waited_long_enough_is_told_how_long(self, store: Store) -> None:
+        """And who has it since when, as always."""
+        with store.lock(".m.lock", "alice"):
+            began = time.monotonic()
+            with pytest.raises(LockedError, match=r"alice since .*waited 0\.\d+ s") as caught:
+                store.lock(".m.lock", "bob", wait_s=0.5).__enter__()
+            assert time.monotonic() - began >= 0.5  # noqa: PLR2004 - as long as was asked for
+            assert caught.value.holder == "alice"
+            assert caught.value.since
+            with pytest.raises(LockedError) as caught, store.lock(".m.lock", "bob"):
+                pass
+            assert "waited" not in str(caught.value)
+
     def test_a_killed_holders_lock_is_free(self, store: Store) -> None:
         """And the next holder's name is not mixed with the dead one's."""
         with self._held_elsewhere(store, ".m.lock", "x" * 200) as process:
@@ -500,33 +615,24 @@ def _digest(content: bytes) -> FileDigest:
 
 
 @dataclass
-class FaultyStore:
-    """A store whose `fail_at`-th changing call fails, for tests of what is left behind.
+class WatchedStore:
+    """A store whose changing calls all go through `change`, for tests to count and disturb.
 
     Attributes:
         store: does the work.
-        fail_at: which changing call fails, counted from 1; 0 for none.
-        after: whether the call is carried out before it fails: the answer is lost, not the call.
-        calls: the changing calls so far, as `method key`.
     """
 
     store: Store
-    fail_at: int = 0
-    after: bool = False
-    calls: list[str] = field(default_factory=list)
 
-    def _change(self, what: str, key: str, call: Callable[[], _T]) -> _T:
-        self.calls.append(f"{what} {key}")
-        fails = len(self.calls) == self.fail_at
-        if fails and not self.after:
-            raise self._fault(key)
-        result = call()
-        if fails:
-            raise self._fault(key)
-        return result
+    def change(self, what: str, key: str, call: Callable[[], _T]) -> _T:
+        """Carry out one changing call, or do something else instead; override it.
 
-    def _fault(self, key: str) -> StoreUnavailableError:
-        return StoreUnavailableError("failed on demand", uri=self.uri, key=key)
+        Args:
+            what: the method; taking a lock is `lock`, giving it back is `unlock`.
+            key: what it changes.
+            call: does it.
+        """
+        raise NotImplementedError("override `change`")
 
     @property
     def uri(self) -> str:
@@ -558,31 +664,70 @@ class FaultyStore:
         return self.store.digest(key)
 
     def write(self, key: str, data: bytes) -> None:
-        """See `Store`; counted."""
-        self._change("write", key, lambda: self.store.write(key, data))
+        """See `Store`; watched."""
+        self.change("write", key, lambda: self.store.write(key, data))
 
     def place(
         self, key: str, tree: Tree, on_copied: Callable[[int], None] | None = None
     ) -> PlacedTree:
-        """See `Store`; counted."""
-        return self._change("place", key, lambda: self.store.place(key, tree, on_copied))
+        """See `Store`; watched."""
+        return self.change("place", key, lambda: self.store.place(key, tree, on_copied))
 
     def move(self, key: str, to: str) -> None:
-        """See `Store`; counted."""
-        self._change("move", key, lambda: self.store.move(key, to))
+        """See `Store`; watched."""
+        self.change("move", key, lambda: self.store.move(key, to))
+
+    def exchange(self, key: str, other: str) -> None:
+        """See `Store`; watched."""
+        self.change("exchange", key, lambda: self.store.exchange(key, other))
 
     def copy_file(self, key: str, to: str) -> None:
-        """See `Store`; counted."""
-        self._change("copy_file", key, lambda: self.store.copy_file(key, to))
+        """See `Store`; watched."""
+        self.change("copy_file", key, lambda: self.store.copy_file(key, to))
 
     def remove(self, key: str) -> None:
-        """See `Store`; counted."""
-        self._change("remove", key, lambda: self.store.remove(key))
+        """See `Store`; watched."""
+        self.change("remove", key, lambda: self.store.remove(key))
 
     def sweep(self, key: str) -> None:
-        """See `Store`; counted."""
-        self._change("sweep", key, lambda: self.store.sweep(key))
+        """See `Store`; watched."""
+        self.change("sweep", key, lambda: self.store.sweep(key))
 
-    def lock(self, key: str, holder: str) -> AbstractContextManager[None]:
-        """See `Store`."""
-        return self.store.lock(key, holder)
+    @contextmanager
+    def lock(self, key: str, holder: str, wait_s: float = 0.0) -> Iterator[None]:
+        """See `Store`; taking it and giving it back are watched."""
+        held = self.store.lock(key, holder, wait_s)
+        self.change("lock", key, held.__enter__)
+        try:
+            yield
+        finally:
+            self.change("unlock", key, lambda: held.__exit__(None, None, None))
+
+
+@dataclass
+class FaultyStore(WatchedStore):
+    """A store whose `fail_at`-th changing call fails, for tests of what is left behind.
+
+    Attributes:
+        fail_at: which changing call fails, counted from 1; 0 for none.
+        after: whether the call is carried out before it fails: the answer is lost, not the call.
+        calls: the changing calls so far, as `method key`.
+    """
+
+    fail_at: int = 0
+    after: bool = False
+    calls: list[str] = field(default_factory=list)
+
+    def change(self, what: str, key: str, call: Callable[[], _T]) -> _T:
+        """See `WatchedStore`."""
+        self.calls.append(f"{what} {key}")
+        fails = len(self.calls) == self.fail_at
+        if fails and not self.after:
+            raise self._fault(key)
+        result = call()
+        if fails:
+            raise self._fault(key)
+        return result
+
+    def _fault(self, key: str) -> StoreUnavailableError:
+        return StoreUnavailableError("failed on demand", uri=self.uri, key=key)

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from mlflow_triton_plugin.errors import ModelNotReadyError
+from mlflow_triton_plugin.errors import (
+    GoldenCheckError,
+    ModelLoadError,
+    ModelNotReadyError,
+    TritonServerError,
+)
 from mlflow_triton_plugin.server._deadline import Deadline
 
 if TYPE_CHECKING:
@@ -61,6 +67,10 @@ class TritonServer(Protocol):
     def endpoint(self) -> str:
         """How messages name the server."""
 
+    @property
+    def loads_paths(self) -> bool:
+        """Whether a model's name may be a path below the root; Triton's HTTP routes say no."""
+
     def check(self) -> None:
         """Make sure that a Triton answers here."""
 
@@ -76,8 +86,11 @@ class TritonServer(Protocol):
             ModelLoadError: Triton refused; what was READY before still serves.
         """
 
-    def unload(self, model: str) -> None:
-        """Ask Triton to unload a model; it goes on serving requests in flight meanwhile."""
+    def unload(self, model: str, timeout_s: float | None = None) -> None:
+        """Ask Triton to unload a model; it goes on serving requests in flight meanwhile.
+
+        Triton answers at once, but for a model that is loading: then when that is done.
+        """
 
     def index(self) -> list[ModelState]:
         """Every model of the repository, with its versions' states."""
@@ -165,6 +178,65 @@ class TritonServers:
             return _check_ready(server, model, versions)
 
         return [state for states in self._each(load) for state in states]
+
+    @property
+    def load_paths(self) -> bool:
+        """Whether every server takes a path below the root for a model's name."""
+        return all(server.loads_paths for server in self._servers)
+
+    def try_apart(
+        self,
+        model: str,
+        apart: str,
+        *,
+        config: str | None,
+        timeout_s: float,
+        check: Callable[[TritonServer, str], None],
+    ) -> None:
+        """Load a model by its path, see whether it is good, and unload it; nobody else meets it.
+
+        Args:
+            model: what messages call it.
+            apart: the path of its directory below the repository's root.
+            config: see `TritonServer.load`.
+            timeout_s: deadline of each server's load.
+            check: asks it, and raises where it is no good.
+
+        Raises:
+            ModelLoadError: one server refused.
+        """
+
+        def attempt(server: TritonServer) -> None:
+            try:
+                server.load(apart, config, timeout_s)
+                check(server, apart)
+            except BaseException:
+                with suppress(TritonServerError):  # it is the first error that counts
+                    server.unload(apart, timeout_s)
+                raise
+            server.unload(apart, timeout_s)
+
+        try:
+            self._each(attempt)
+        except ModelLoadError as exc:
+            raise ModelLoadError(
+                str(exc).replace(apart, model),
+                endpoint=exc.endpoint,
+                status=exc.status,
+                model=model,
+                reason=exc.reason.replace(apart, model),
+            ) from exc
+        except GoldenCheckError as exc:
+            text = str(exc).replace(apart, model)
+            raise GoldenCheckError(text, endpoint=exc.endpoint, model=model) from exc
+
+    def leave(self, apart: str, *, timeout_s: float) -> None:
+        """Unload what was loaded by its path; where a load of it goes on, wait for its end.
+
+        Raises:
+            ServerTimeoutError: one server has not finished by the deadline.
+        """
+        self._each(lambda server: server.unload(apart, timeout_s))
 
     def unload(self, model: str, *, timeout_s: float) -> None:
         """Unload a model everywhere and wait until no version of it is left.

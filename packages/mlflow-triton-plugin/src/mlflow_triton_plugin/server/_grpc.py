@@ -20,7 +20,7 @@ from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 from mlflow_triton_plugin.predict import ModelSchema
 from mlflow_triton_plugin.server import InferResult, ModelState
-from mlflow_triton_plugin.server._translate import raise_translated
+from mlflow_triton_plugin.server._translate import named, raise_translated
 from triton_repo.tensors import DATATYPES, TensorSpec
 
 if TYPE_CHECKING:
@@ -55,6 +55,10 @@ class GrpcServer:
     def endpoint(self) -> str:
         return self._endpoint
 
+    @property
+    def loads_paths(self) -> bool:
+        return True
+
     def check(self) -> None:
         with self._translated("check"):
             self._triton.ServerLive(service_pb2.ServerLiveRequest(), timeout=self._timeout_s)
@@ -66,10 +70,11 @@ class GrpcServer:
         with self._translated("load", model, timeout_s):
             self._triton.RepositoryModelLoad(request, timeout=timeout_s)
 
-    def unload(self, model: str) -> None:
+    def unload(self, model: str, timeout_s: float | None = None) -> None:
         request = service_pb2.RepositoryModelUnloadRequest(model_name=model)
-        with self._translated("unload", model):
-            self._triton.RepositoryModelUnload(request, timeout=self._timeout_s)
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        with self._translated("unload", model, timeout_s):
+            self._triton.RepositoryModelUnload(request, timeout=timeout_s)
 
     def index(self) -> list[ModelState]:
         request = service_pb2.RepositoryIndexRequest()
@@ -80,13 +85,13 @@ class GrpcServer:
         ]
 
     def schema(self, model: str, version: str = "") -> ModelSchema:
-        named = {"name": model, "version": version}
-        with self._translated("the metadata of", model):
+        asked = {"name": model, "version": version}
+        with self._translated("the metadata of", named(model, version)):
             metadata = self._triton.ModelMetadata(
-                service_pb2.ModelMetadataRequest(**named), timeout=self._timeout_s
+                service_pb2.ModelMetadataRequest(**asked), timeout=self._timeout_s
             )
             config = self._triton.ModelConfig(
-                service_pb2.ModelConfigRequest(**named), timeout=self._timeout_s
+                service_pb2.ModelConfigRequest(**asked), timeout=self._timeout_s
             ).config
         optional = {tensor.name for tensor in config.input if tensor.optional}
         return ModelSchema(
@@ -113,7 +118,7 @@ class GrpcServer:
         try:
             response = self._triton.ModelInfer(request, timeout=self._timeout_s)
         except grpc.RpcError as exc:
-            self._raise(exc, "infer", model, self._timeout_s)
+            self._raise(exc, "infer", named(model, version), self._timeout_s)
         contents = zip(response.outputs, response.raw_output_contents, strict=True)
         outputs = {
             each.name: _from_bytes(data, each.datatype).reshape(each.shape)

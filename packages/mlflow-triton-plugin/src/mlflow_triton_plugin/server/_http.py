@@ -12,7 +12,7 @@ from mlflow_triton_plugin.errors import ServerUnavailableError, SettingsError
 from mlflow_triton_plugin.predict import ModelSchema
 from mlflow_triton_plugin.server import InferResult, ModelState
 from mlflow_triton_plugin.server._tensors import as_sent
-from mlflow_triton_plugin.server._translate import raise_translated
+from mlflow_triton_plugin.server._translate import named, raise_translated
 from triton_repo.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -61,6 +61,10 @@ class HttpServer:
     def endpoint(self) -> str:
         return self._endpoint
 
+    @property
+    def loads_paths(self) -> bool:
+        return False
+
     def check(self) -> None:
         with self._translated("check"):
             self._client.get_server_metadata()
@@ -73,7 +77,7 @@ class HttpServer:
         finally:
             client.close()
 
-    def unload(self, model: str) -> None:
+    def unload(self, model: str, timeout_s: float | None = None) -> None:  # noqa: ARG002 - its own
         with self._translated("unload", model):
             self._client.unload_model(model)
 
@@ -91,7 +95,7 @@ class HttpServer:
         ]
 
     def schema(self, model: str, version: str = "") -> ModelSchema:
-        with self._translated("the metadata of", model):
+        with self._translated("the metadata of", named(model, version)):
             metadata = self._client.get_model_metadata(model, version)
             config = self._client.get_model_config(model, version)
         optional = {each["name"] for each in config.get("input", ()) if each.get("optional")}
@@ -117,7 +121,7 @@ class HttpServer:
             tensor = triton_http.InferInput(name, array.shape, datatype)
             tensor.set_data_from_numpy(as_sent(array, datatype), binary_data=True)
             inputs.append(tensor)
-        with self._translated("infer", model):
+        with self._translated("infer", named(model, version)):
             result = self._client.infer(model, inputs, model_version=version)
         response = result.get_response()
         outputs = {each["name"]: result.as_numpy(each["name"]) for each in response["outputs"]}

@@ -15,9 +15,11 @@ from mlflow_triton_plugin.errors import (
     TritonServerError,
 )
 
-__all__ = ["raise_translated"]
+__all__ = ["named", "raise_translated"]
 
-_UNKNOWN = re.compile(r"unknown model|is not found|not ready|has no available versions")
+_UNKNOWN = re.compile(
+    r"unknown model|is not found|not ready|not at ready state|has no available versions"
+)
 _PROBE_TIMEOUT_S = 2.0
 
 
@@ -39,11 +41,13 @@ def raise_translated(
         status: `UNAVAILABLE`, `NOT_FOUND`, … whatever the protocol.
         reason: the server's words.
         what: what was asked: `load`, `infer`, or a phrase for the message.
-        model: the model it was about.
+        model: the model it was about, or one of its versions: `resnet/6`.
         timeout_s: the deadline it had.
     """
     reason = " ".join(reason.split())
-    if status == "UNAVAILABLE" and "protocol is restricted" not in reason:
+    unknown = bool(model) and (status == "NOT_FOUND" or bool(_UNKNOWN.search(reason)))
+    # Triton says UNAVAILABLE of itself, of a protocol it restricts and of a version it has not
+    if status == "UNAVAILABLE" and not unknown and "protocol is restricted" not in reason:
         raise ServerUnavailableError(
             _unavailable(endpoint, reason), endpoint=endpoint, status=status, model=model
         ) from exc
@@ -64,7 +68,7 @@ def raise_translated(
             model=model,
             reason=reason,
         ) from exc
-    if model and (status == "NOT_FOUND" or _UNKNOWN.search(reason)):
+    if unknown:
         raise ModelUnknownError(
             f"{endpoint} serves no {model}: {reason}; "
             "`mlflow deployments list -t triton` shows what is deployed",
@@ -83,6 +87,11 @@ def raise_translated(
     raise TritonServerError(
         f"{endpoint}: {what} failed: {reason}", endpoint=endpoint, status=status, model=model
     ) from exc
+
+
+def named(model: str, version: str) -> str:
+    """How messages name a model or one of its versions."""
+    return f"{model}/{version}" if version else model
 
 
 def _explained(reason: str, model: str) -> str:

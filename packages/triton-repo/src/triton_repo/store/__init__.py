@@ -88,6 +88,18 @@ class Store(Protocol):
     def move(self, key: str, to: str) -> None:
         """Move a file (over another) or a directory (to where nothing is)."""
 
+    def exchange(self, key: str, other: str) -> None:
+        """Let two directories, or files, change places; neither is inside the other.
+
+        In one step where the store can; elsewhere a reader may for a moment find nothing at
+        `key`, at `other`, or at both, and `sweep` finishes or undoes a call that was killed. It
+        finds it from any directory that `other` is in, so that one should be in a directory whose
+        lock the caller holds. Only one of them may be right at the root.
+
+        Raises:
+            ObjectNotFoundError: one of them is not there; nothing has changed.
+        """
+
     def copy_file(self, key: str, to: str) -> None:
         """Put the same content at `to`, without moving bytes where the store can avoid it."""
 
@@ -95,21 +107,32 @@ class Store(Protocol):
         """Remove a file or a whole directory; what is not there is fine."""
 
     def sweep(self, key: str) -> None:
-        """Remove what a call that was killed left half-made below `key`.
+        """Remove what a call that was killed left half-made below `key`; undo what it half did.
 
         Only the holder of `key`'s lock may ask for it: to anybody else, a call that is under way
         looks the same.
+
+        With `""`, which anybody may ask for at any time, look at the files right at the root and
+        nowhere else, and remove only these: locks (keys that end in `.lock`) whose holders are
+        dead for certain, and temporary files of ours that are an hour old. A lock that a dead
+        holder on another host left goes when it is a day old, or when somebody takes it over.
         """
 
-    def lock(self, key: str, holder: str) -> AbstractContextManager[None]:
-        """Hold the one writer's place for `key`.
+    def lock(self, key: str, holder: str, wait_s: float = 0.0) -> AbstractContextManager[None]:
+        """Hold the one writer's place for `key`, on all hosts that share the repository.
+
+        A dead holder's place is taken over. That a holder on another host is dead may take half a
+        minute to find out, however short `wait_s` is.
 
         Args:
-            key: what is going to be written.
+            key: the lock, such as `.resnet.mlflow-triton.lock`; it ends in `.lock` if `sweep` is
+                to remove what is left of it.
             holder: who asks, for the message that others get.
+            wait_s: how many seconds to wait for another holder to finish.
 
         Raises:
-            LockedError: somebody else holds it.
+            LockedError: somebody else holds it, and still did after `wait_s`. Or, as the block
+                ends: this process stood still for so long that another host took it over.
         """
 
 

@@ -1,31 +1,31 @@
 """A model repository in a directory.
 
-What the file system must give for the promises to hold: `rename` that replaces atomically, and
-`fsync` that means it (ext4, XFS, Btrfs, ZFS do; some network file systems do not).
+What the file system must give for the promises to hold: `rename` that replaces atomically, whole or
+not at all after a power cut, also from one directory to another; and `fsync` that means it (ext4,
+XFS, Btrfs, ZFS do; some network file systems do not). What locks need is said in `_lock`.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
-import json
 import os
 import shutil
+import time
 import uuid
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from triton_repo.errors import (
-    LockedError,
     ObjectNotFoundError,
     StoreAccessError,
     StoreError,
     StoreUnavailableError,
 )
 from triton_repo.store._copy import Copier, copy_file, digest_file, flush_directory
+from triton_repo.store._exchange import SWAP_PREFIX, exchange, finish_exchange
+from triton_repo.store._lock import LOCK_SUFFIX, remove_dead_lock, take_lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -44,6 +44,9 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 #: place. Triton would read "3.tmp" as version 3, and its auto-complete looks for the model file in
 #: the directory that sorts first: the name is no number and sorts after them.
 _TEMPORARY = "_mlflow_triton_tmp-"
+#: A temporary file at the root may be anybody's; one that nobody has written to for so long is not
+#: wanted any more.
+_FORGOTTEN_S = 3600.0
 
 
 class LocalStore:
@@ -164,6 +167,19 @@ class LocalStore:
             flush_directory(target.parent)
             flush_directory(source.parent)
 
+    def exchange(self, key: str, other: str) -> None:
+        one, two = self._writable(key), self._writable(other)
+        if one in two.parents or two in one.parents:
+            raise StoreError(
+                f"{one} and {two} cannot change places: one is inside the other",
+                uri=self.uri,
+                key=key,
+            )
+        if two.parent == self.root:  # what is noted beside the second would be a model there
+            key, other = other, key
+        with self.translated(key):
+            exchange(self.root, key, other)
+
     def copy_file(self, key: str, to: str) -> None:
         source, target = self._path(key), self._writable(to)
         temporary = _temporary_beside(target)
@@ -197,29 +213,41 @@ class LocalStore:
 
     def sweep(self, key: str) -> None:
         with self.translated(key):
-            for directory, below, files in os.walk(self._path(key)):
-                for name in [name for name in below if name.startswith(_TEMPORARY)]:
-                    below.remove(name)
-                    shutil.rmtree(Path(directory, name))
-                for name in [name for name in files if name.startswith(_TEMPORARY)]:
-                    Path(directory, name).unlink(missing_ok=True)
+            if key:
+                self._sweep_below(self._writable(key))
+            else:
+                self._sweep_root()
+
+    def _sweep_below(self, start: Path) -> None:
+        for directory, below, files in os.walk(start):
+            # exchanges first: they may bring back a directory that has temporaries in it
+            for name in [name for name in below if name.startswith(SWAP_PREFIX)]:
+                below.remove(name)
+                finish_exchange(self.root, Path(directory, name))
+            for name in [name for name in below if name.startswith(_TEMPORARY)]:
+                below.remove(name)
+                shutil.rmtree(Path(directory, name))
+            for name in [name for name in files if name.startswith(_TEMPORARY)]:
+                Path(directory, name).unlink(missing_ok=True)
+
+    def _sweep_root(self) -> None:
+        with os.scandir(self.root) as entries:
+            files = [entry for entry in entries if entry.is_file(follow_symlinks=False)]
+        for file in files:
+            with suppress(OSError):  # another user's, or held, or gone: not ours to remove
+                if file.name.endswith(LOCK_SUFFIX):
+                    remove_dead_lock(Path(file.path))
+                elif file.name.startswith(_TEMPORARY) and _is_forgotten(file):
+                    Path(file.path).unlink()
 
     @contextmanager
-    def lock(self, key: str, holder: str) -> Iterator[None]:
-        path = self._path(key)
+    def lock(self, key: str, holder: str, wait_s: float = 0.0) -> Iterator[None]:
+        path = self._writable(key)
         with self.translated(key):
             self._make_directories(path.parent)
-            descriptor = _open_locked(path)
-        try:
-            if descriptor is None:
-                raise _locked_error(key, path)
-            _sign(descriptor, holder)
+            held = take_lock(path, holder, wait_s)
+        with held:
             yield
-        finally:
-            if descriptor is not None:
-                # still locked while it is unlinked: nobody can take a file that is going away
-                path.unlink(missing_ok=True)
-                os.close(descriptor)
 
     def _make_directories(self, directory: Path) -> None:
         """Make `directory` below the root; the root itself must be there."""
@@ -309,45 +337,5 @@ def _fill(
     return pending
 
 
-def _open_locked(path: Path) -> int | None:
-    """The lock file, held; None where somebody else holds it."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        if _is_at(path, descriptor):
-            return descriptor
-        os.close(descriptor)  # its last holder unlinked it in between: take the new one
-
-
-def _is_at(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _sign(descriptor: int, holder: str) -> None:
-    """Say in a held lock file who holds it."""
-    since = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    # the disk may be full: then others are told less, but what frees space can still be done
-    with suppress(OSError):
-        os.ftruncate(descriptor, 0)  # a killed holder's longer note
-        os.pwrite(descriptor, json.dumps({"holder": holder, "since": since}).encode(), 0)
-
-
-def _locked_error(key: str, path: Path) -> LockedError:
-    try:
-        seen = json.loads(path.read_bytes())
-        holder, since = str(seen["holder"]), str(seen["since"])
-    except (OSError, ValueError, KeyError, TypeError):
-        holder, since = "another process", "a moment ago"
-    name = key.split(".mlflow-triton", maxsplit=1)[0].strip(".")
-    return LockedError(
-        f"{name} is being changed by {holder} since {since}; try again when it is done",
-        holder=holder,
-        since=since,
-    )
+def _is_forgotten(file: os.DirEntry[str]) -> bool:
+    return time.time() - file.stat(follow_symlinks=False).st_mtime > _FORGOTTEN_S

@@ -1,0 +1,163 @@
+"""The golden check: a model answers its own input example before anybody else can ask it.
+
+The input example is MLflow's (`log_model(..., input_example=…)`). What the answer has to be may be
+logged with it, as `output_example.json` in the model: `{"outputs": {name: nested lists}}`, the form
+that `predict` writes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+
+from mlflow_triton_plugin.errors import GoldenCheckError, RequestRefusedError
+from mlflow_triton_plugin.predict import InvalidInputError, to_tensors
+from mlflow_triton_plugin.response import outputs_from_json
+from triton_repo.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from mlflow_triton_plugin.predict import ModelSchema
+    from mlflow_triton_plugin.server import TritonServer
+    from triton_repo.artifact import ModelArtifact
+    from triton_repo.tensors import TensorSpec
+
+__all__ = ["OUTPUT_EXAMPLE", "GoldenExample", "read_example"]
+
+OUTPUT_EXAMPLE = "output_example.json"
+
+
+@dataclass(frozen=True)
+class GoldenExample:
+    """What a model is asked, and what it should answer.
+
+    Attributes:
+        inputs: the input example, in any form that `predict` takes.
+        outputs: JSON of the answer; empty where none was logged.
+        tolerance: how far a floating-point value may be from the logged one, relative to it and
+            absolutely: `|a - b| <= tolerance * (1 + |b|)`.
+    """
+
+    inputs: Any
+    outputs: bytes = b""
+    tolerance: float = 1e-3
+
+    def check(self, server: TritonServer, model: str) -> None:
+        """Ask `model` on `server`.
+
+        Raises:
+            GoldenCheckError: it refuses its own example, or its answer has the wrong names,
+                shapes, types or values, or a value that is not finite.
+        """
+        schema = server.schema(model)
+        try:
+            tensors = to_tensors(self.inputs, schema)
+            answered = server.infer(model, "", tensors, schema).outputs
+        except (InvalidInputError, RequestRefusedError) as exc:
+            why = f"its input example is refused: {exc}"
+            raise _failed(server, model, why) from exc
+        rows = {len(array) for array in tensors.values()} if schema.max_batch_size else set()
+        fault = _fault(answered, schema, rows) or self._difference(answered, schema)
+        if fault:
+            raise _failed(server, model, fault)
+
+    def _difference(self, answered: Mapping[str, NDArray[Any]], schema: ModelSchema) -> str | None:
+        """The first difference from the logged answer; without one, values must be finite."""
+        wanted: Mapping[str, NDArray[Any]] = {}
+        if self.outputs:
+            datatypes = {spec.name: spec.datatype for spec in schema.outputs}
+            try:
+                wanted = outputs_from_json(self.outputs, datatypes)
+            except ValueError as exc:
+                return f"{OUTPUT_EXAMPLE} does not fit: {exc}"
+        for name, array in answered.items():
+            fault = _unlike(array, wanted.get(name), self.tolerance)
+            if fault:
+                return f"output {name} {fault}"
+        return None
+
+
+def read_example(artifact: ModelArtifact, *, tolerance: float) -> GoldenExample:
+    """The examples a model was logged with.
+
+    Raises:
+        ArtifactError: there is no input example, or it cannot be read.
+    """
+    model = Model.load(str(artifact.root))
+    info = model.saved_input_example_info
+    if not info:
+        raise ArtifactError(
+            "the model was logged without an input example, and validate=true needs one; log it "
+            "with input_example=…, or leave validate out"
+        )
+    artifact.path(info.get("artifact_path", ""), said_by="MLmodel's saved_input_example_info")
+    try:
+        inputs = model.load_input_example(str(artifact.root))
+    except (MlflowException, ValueError, KeyError, OSError) as exc:
+        raise ArtifactError(f"the model's input example cannot be read: {exc}") from exc
+    outputs = artifact.find(OUTPUT_EXAMPLE)
+    return GoldenExample(inputs, outputs.read_bytes() if outputs else b"", tolerance)
+
+
+def _failed(server: TritonServer, model: str, why: str) -> GoldenCheckError:
+    return GoldenCheckError(
+        f"{model} failed its golden check on {server.endpoint}: {why}",
+        endpoint=server.endpoint,
+        model=model,
+    )
+
+
+def _fault(answered: Mapping[str, NDArray[Any]], schema: ModelSchema, rows: set[int]) -> str | None:
+    """What is wrong with the form of an answer."""
+    specs = {spec.name: spec for spec in schema.outputs}
+    if answered.keys() != specs.keys():
+        return f"it answers {_named(answered)}, and its configuration says {_named(specs)}"
+    for name, array in answered.items():
+        fault = _misfit(array, specs[name], rows)
+        if fault:
+            return f"output {name} {fault}"
+    return None
+
+
+def _named(names: Mapping[str, object]) -> str:
+    return ", ".join(names) or "nothing"
+
+
+def _misfit(array: NDArray[Any], spec: TensorSpec, rows: set[int]) -> str | None:
+    if array.dtype != spec.dtype:
+        return f"is {array.dtype}, and its configuration says {spec.datatype}"
+    sizes = zip(array.shape, spec.shape, strict=False)
+    fits = array.ndim == len(spec.shape) and all(want in (size, -1) for size, want in sizes)
+    if not fits or (rows and array.shape[0] not in rows):
+        batch = f" for {', '.join(map(str, rows))} rows" if rows else ""
+        return f"has shape {list(array.shape)}{batch}, and should have {list(spec.shape)}"
+    return None
+
+
+def _unlike(array: NDArray[Any], wanted: NDArray[Any] | None, tolerance: float) -> str | None:
+    """How an output differs from the logged one; where none was, it must be finite."""
+    if wanted is None:
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            return f"has values that are not finite, {_first(array, ~np.isfinite(array))}"
+        return None
+    if array.shape != wanted.shape:
+        return f"has shape {list(array.shape)}, and {OUTPUT_EXAMPLE} has {list(wanted.shape)}"
+    if array.dtype.kind == "f":
+        same = np.isclose(array, wanted, rtol=tolerance, atol=tolerance, equal_nan=True)
+    else:
+        same = np.asarray(array == wanted)
+    if same.all():
+        return None
+    return f"is {_first(array, ~same)}, and {OUTPUT_EXAMPLE} has {_first(wanted, ~same)}"
+
+
+def _first(array: NDArray[Any], where: NDArray[np.bool_]) -> str:
+    index = tuple(np.argwhere(where)[0].tolist())
+    return f"{array[index]} at {list(index)}"
