@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,7 @@ from triton_repo.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from triton_repo.store import LocalStore, open_store
+from triton_repo.store import LocalStore, _exchange, open_store
 from triton_repo.testing import StoreContract, make_tree
 
 if TYPE_CHECKING:
@@ -36,6 +38,22 @@ class TestLocalStore(StoreContract):
         root = tmp_path / "repository"
         root.mkdir()
         return LocalStore(root)
+
+
+class TestExchangeInThreeSteps:
+    """What the contract says of an exchange, where nothing can exchange at once."""
+
+    @pytest.fixture(autouse=True, params=["file system", "C library"])
+    def _no_exchange(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+        answer = None if request.param == "C library" else lambda *_: errno.EINVAL
+        monkeypatch.setattr(_exchange, "_renameat2", lambda: answer)
+
+    test_directories = StoreContract.test_two_directories_change_places
+    test_an_empty_directory = StoreContract.test_an_empty_directory_changes_places_too
+    test_a_whole_model = StoreContract.test_a_whole_model_changes_places
+    test_files = StoreContract.test_two_files_change_places
+    test_what_is_missing = StoreContract.test_nothing_changes_places_with_what_is_missing
+    test_what_is_inside = StoreContract.test_nothing_changes_places_with_what_is_in_it
 
 
 @pytest.fixture
@@ -341,3 +359,80 @@ def test_sweeping_takes_what_killed_calls_left(store: LocalStore) -> None:
     assert store.list_files("m") == {"1/a": 1, "sub/file": 1}
     assert store.children("m") == ["1", "sub"]
     assert store.list_files("other")
+
+
+# -- exchange ---------------------------------------------------------------------------------
+
+
+def test_an_exchange_has_no_moment_between(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One system call: a reader finds the one or the other."""
+    store.write("m/1/a", b"1")
+    store.write("m/sub/1/a", b"22")
+    monkeypatch.setattr(os, "rename", None)
+    monkeypatch.setattr(Path, "rename", None)
+    store.exchange("m/1", "m/sub/1")
+    assert store.list_files("m") == {"1/a": 2, "sub/1/a": 1}
+
+
+def test_nothing_is_exchanged_through_a_link(store: LocalStore, tmp_path: Path) -> None:
+    (tmp_path / "precious" / "1").mkdir(parents=True)
+    store.write("m/1/a", b"1")
+    (store.root / "m" / "link").symlink_to(tmp_path / "precious")
+    for key, other in (("m/1", "m/link/1"), ("m/link/1", "m/1")):
+        with pytest.raises(StoreAccessError, match="is a link"):
+            store.exchange(key, other)
+    assert list((tmp_path / "precious" / "1").iterdir()) == []
+    assert store.read("m/1/a") == b"1"
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["failed", "killed"])
+@pytest.mark.parametrize("one", ["m/1", "m/deep/1"])
+def test_an_exchange_in_three_steps_is_finished_or_undone_wherever_it_stops(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, one: str, *, killed: bool
+) -> None:
+    """By the error's own way out, or by the next sweep; both are there, and nothing else."""
+    monkeypatch.setattr(_exchange, "_renameat2", lambda: None)
+    outcomes = []
+    for fail_at in count(1):
+        store.write(f"{one}/a", b"one")
+        store.write("m/sub/2/a", b"other")
+        before = everything(store)
+        with pytest.MonkeyPatch.context() as patch:
+            calls = count(1)
+            for name in ("mkdir", "rename", "fsync", "unlink", "rmdir"):
+                patch.setattr(os, name, failing(getattr(os, name), calls, fail_at, killed=killed))
+            child = os.fork() if killed else None
+            if not child:
+                with suppress(StoreError):
+                    store.exchange(one, "m/sub/2")
+                if killed:
+                    os._exit(0)
+            else:
+                os.waitpid(child, 0)
+        store.sweep("m")
+        assert everything(store) == before
+        outcomes.append((store.read(f"{one}/a"), store.read("m/sub/2/a")))
+        assert outcomes[-1] in {(b"one", b"other"), (b"other", b"one")}
+        if not killed and next(calls) <= fail_at:
+            break
+        if killed and fail_at > 40:  # more than there are calls
+            break
+    assert len(set(outcomes)) == 2
+    assert outcomes[-1] == (b"other", b"one")
+
+
+def failing(
+    real: Callable[..., object], calls: Iterator[int], fail_at: int, *, killed: bool
+) -> Callable[..., object]:
+    """`real`, but for the call with that number: it fails, or the process dies."""
+
+    def fail_or_do(*arguments: object, **options: object) -> object:
+        if next(calls) == fail_at:
+            if killed:
+                os._exit(9)
+            raise OSError(errno.EIO, "failed on demand")
+        return real(*arguments, **options)
+
+    return fail_or_do
