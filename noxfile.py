@@ -91,6 +91,7 @@ ALONE: dict[str, list[tuple[str, ...]]] = {
     "triton-repo": [("python", "-c", "import triton_repo.flavors, triton_repo.placement")],
     "mlflow-triton-plugin": [
         ("triton-local", "--help"),
+        ("mlflow-triton", "--help"),
         ("mlflow", "deployments", "help", "-t", "triton"),
     ],
     "publish-tools": [
@@ -123,7 +124,7 @@ def wheels(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure predict, create and list beside raw tritonclient, a plain copy and MLflow itself."""
+    """Measure beside the limits: raw tritonclient, a plain copy, Triton's own load, MLflow."""
     install(session)
     session.run(
         "python",

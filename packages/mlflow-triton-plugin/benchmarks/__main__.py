@@ -13,12 +13,21 @@ import tempfile
 from pathlib import Path
 
 import create
+import durable
 import listing
 import predict
+import rollback
 
 from mlflow_triton_plugin.local import LocalTriton
 
-BENCHMARKS = {"predict": predict.run, "create": create.run, "list": listing.run}
+BENCHMARKS = {
+    "predict": predict.run,
+    "create": create.run_create,
+    "update": create.run_update,
+    "rollback": rollback.run,
+    "durable": durable.run,
+    "list": listing.run,
+}
 
 
 def main() -> int:
@@ -29,8 +38,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         repository = Path(folder, "repository")
         repository.mkdir()
-        with LocalTriton(repository) as triton:
-            os.environ |= {"TRITON_URL": triton.grpc_url, "TRITON_MODEL_REPO": str(repository)}
+        with LocalTriton(repository, extra_args=["--disable-auto-complete-config"]) as triton:
+            os.environ |= {
+                "TRITON_URL": triton.grpc_url,
+                "TRITON_MODEL_REPO": str(repository),
+                "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+            }
+            os.chdir(folder)  # MLflow puts artifacts into the working directory
             for name in arguments.names or BENCHMARKS:
                 BENCHMARKS[name](triton, Path(folder), quick=arguments.quick)
     return 0

@@ -1,4 +1,4 @@
-"""create, less Triton's own load, beside a plain copy of the same file."""
+"""create and update, less Triton's own load, beside a plain copy of the same file."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import statistics
 import time
 from typing import TYPE_CHECKING
 
-from common import artifact, heading, row
+from common import artifact, heading, less_load, row
 from mlflow.deployments import get_deploy_client
 
-from mlflow_triton_plugin.server import TritonServers
-
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
     from typing import Any
 
@@ -23,22 +22,48 @@ if TYPE_CHECKING:
 SIZES = {"10 kB": (10_000, 9), "2 GB": (2_000_000_000, 5)}
 #: `--quick` divides what is larger than this by 20.
 _LARGE_BYTES = 1_000_000
+_SMALL_BYTES = 1000
 
 
-def run(triton: LocalTriton, folder: Path, *, quick: bool) -> None:
-    """Print the table."""
-    heading("create less Triton's own load (median)")
+def run_create(triton: LocalTriton, folder: Path, *, quick: bool) -> None:
+    """Print the table of create."""
+    _run("create", create_less_load, triton, folder, quick=quick)
+
+
+def run_update(triton: LocalTriton, folder: Path, *, quick: bool) -> None:
+    """Print the table of update, from a small version to one of each size."""
+    small = artifact(folder / "small", _SMALL_BYTES)
+
+    def update(client: Any, uri: str) -> float:
+        client.create_deployment("copied", small)
+        os.sync()
+        taken_s = less_load(lambda: client.update_deployment("copied", uri))
+        client.delete_deployment("copied")
+        return taken_s
+
+    _run("update", update, triton, folder, quick=quick)
+
+
+def _run(
+    what: str,
+    measure: Callable[[Any, str], float],
+    triton: LocalTriton,
+    folder: Path,
+    *,
+    quick: bool,
+) -> None:
+    heading(f"{what} less Triton's own load (median)")
     client = get_deploy_client("triton")
     for label, (size_bytes, rounds) in SIZES.items():
         if quick and size_bytes > _LARGE_BYTES:
             size_bytes //= 20  # noqa: PLW2901
-        uri = artifact(folder / label.replace(" ", ""), size_bytes)
+        uri = artifact(folder / f"{what}{label.replace(' ', '')}", size_bytes)
         before_kib = peak_kib()
         ours: list[float] = []
         copies: list[float] = []
         durable: list[float] = []
         for _ in range(rounds):
-            ours.append(create_less_load(client, uri))
+            ours.append(measure(client, uri))
             copies.append(copy(uri, triton.model_repository, durable=False))
             durable.append(copy(uri, triton.model_repository, durable=True))
         report(label, ours, copies, durable)
@@ -55,27 +80,10 @@ def report(label: str, ours: list[float], copies: list[float], durable: list[flo
 
 def create_less_load(client: Any, uri: str) -> float:
     """Seconds that create takes, those of Triton's load taken off."""
-    load_s = 0.0
-    load = TritonServers.load
-
-    def timed(self: TritonServers, model: str, **options: Any) -> Any:
-        nonlocal load_s
-        begin = time.perf_counter()
-        try:
-            return load(self, model, **options)
-        finally:
-            load_s += time.perf_counter() - begin
-
     os.sync()  # what earlier rounds wrote must not be flushed on our time
-    TritonServers.load = timed  # type: ignore[method-assign]
-    try:
-        begin = time.perf_counter()
-        client.create_deployment("copied", uri)
-        total_s = time.perf_counter() - begin
-    finally:
-        TritonServers.load = load  # type: ignore[method-assign]
+    taken_s = less_load(lambda: client.create_deployment("copied", uri))
     client.delete_deployment("copied")
-    return total_s - load_s
+    return taken_s
 
 
 def copy(uri: str, repository: str, *, durable: bool) -> float:

@@ -126,6 +126,21 @@ class Bench:
 
         return step
 
+    def deploy_with_stock(self, label: str, wanted: int, **options: Any) -> Step:
+        """As a command does it, which looks at everything first."""
+
+        def step(place: ModelPlace) -> None:
+            source = Source(f"models:/resnet/{label}", f"models:/resnet/{label}")
+            base = place.take_stock()
+            carry_out(
+                place,
+                plan_change(
+                    self.entries[label], source, base=base, wanted_version=wanted, **options
+                ),
+            )
+
+        return step
+
     def plan(self, place: ModelPlace, label: str, wanted: int = 0, **options: Any) -> Change:
         source = Source(f"models:/resnet/{label}", f"models:/resnet/{label}")
         return plan_change(
@@ -372,6 +387,30 @@ def test_keeping_no_version_is_refused_before_anything_is_written(bench: Bench) 
     with pytest.raises(ConfigError, match="keep_versions"):
         bench.deploy("two", keep_versions=0)(bench.place)
     assert bench.snapshot() == before
+
+
+def test_damage_does_not_become_the_record(bench: Bench) -> None:
+    """An update beside a damaged version still knows what that version was."""
+    bench.deploy("one", 1)(bench.place)
+    bench.deploy("two", 2)(bench.place)
+    before = record_of(bench).versions[1].files
+    (bench.model / "1" / "model.py").write_bytes(b"damaged")
+    bench.deploy_with_stock("three", 3, keep_versions=9)(bench.place)
+    assert record_of(bench).versions[1].files == before
+    assert not bench.place.can_return(bench.place.take_stock(), 1)
+
+
+def test_bytecode_beside_a_models_sources_is_no_change(bench: Bench) -> None:
+    """Python backends write it as soon as they import a model."""
+    bench.deploy("one", 1)(bench.place)
+    bench.deploy("two", 2)(bench.place)
+    for directory in ("1", "."):
+        (bench.model / directory / "__pycache__").mkdir()
+        (bench.model / directory / "__pycache__" / "model.cpython-311.pyc").write_bytes(b"x")
+    stock = bench.place.take_stock()
+    assert bench.place.can_return(stock, 1)
+    assert stock.versions[1].files == record_of(bench).versions[1].files
+    assert not stock.versions[2].shared
 
 
 # -- going back -------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from mlflow_triton_plugin.server import TritonServers
 from mlflow_triton_plugin.settings import Settings, parse_options
 from mlflow_triton_plugin.target_help import help_text
 from mlflow_triton_plugin.translate import translated
+from triton_repo.integrity import verify_repository
 from triton_repo.store import open_store
 
 if TYPE_CHECKING:
@@ -183,6 +184,41 @@ class TritonDeploymentClient(deployments_base.BaseDeploymentClient):
         with translated():
             _refuse_endpoint(endpoint)
             return self._predictor.predict(deployment_name, inputs)
+
+    def verify_deployment(self, name: str | None = None) -> list[dict[str, str]]:
+        """Compare every file with the sha256 in its deployment's record; no server is asked.
+
+        Args:
+            name: the deployment; every one when not given.
+
+        Returns:
+            What differs, nothing where all is as recorded: `deployment`, `path`, `problem`
+            (`missing`, `changed`, `extra`; `unreadable`, `interrupted` and `unrecorded` where that
+            cannot be said) and `detail`. `mlflow-triton verify` prints the same.
+
+        Raises:
+            MlflowException: RESOURCE_DOES_NOT_EXIST where there is no such deployment.
+        """
+        with translated():
+            findings = verify_repository(self._store(), (name,) if name is not None else ())
+            return [vars(finding).copy() for finding in findings]
+
+    def repair_deployment(self, name: str, config: dict[str, Any] | None = None) -> str | None:
+        """Finish or undo what an interrupted command left, and nothing else.
+
+        Args:
+            name: the deployment.
+            config: options, see `mlflow deployments help -t triton`.
+
+        Returns:
+            `finished`, `undone`, or None where nothing was interrupted.
+
+        Raises:
+            MlflowException: RESOURCE_CONFLICT where that command is still running.
+        """
+        with translated():
+            options = parse_options(config, command="delete")
+            return self._deployer().repair(name, options)
 
     def _store(self) -> Store:
         return open_store(self._settings.required_repository())

@@ -21,8 +21,14 @@ Examples:
   export TRITON_URL=localhost:8001 TRITON_MODEL_REPO=/models
   mlflow deployments create -t triton --name resnet -m models:/resnet/1
   mlflow deployments update -t triton --name resnet -m models:/resnet@champion
+  mlflow deployments update -t triton --name resnet -m models:/resnet/7 -C validate=true
+  mlflow deployments update -t triton --name resnet -C serve_versions=6,7
   mlflow deployments predict -t triton --name resnet --input-path input.json
+  mlflow deployments predict -t triton --name resnet/6 --input-path input.json
   mlflow deployments run-local -t triton --name resnet -m models:/resnet/1
+
+What is on disk is checked by `mlflow-triton verify`; what a killed command left is put right by the
+same command again, by update or delete, or for all deployments by `mlflow-triton repair`.
 """
 
 

@@ -20,7 +20,7 @@ from triton_repo.record import RECORD_FILENAME
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["ModelDirectory", "is_shared_path", "version_number"]
+__all__ = ["ModelDirectory", "is_bytecode", "is_shared_path", "version_number"]
 
 #: What each backend looks for in a version directory when the config names no file; any one will
 #: do. Backends that are not here (FIL, DALI, vLLM, …) choose by parameters: they check themselves.
@@ -54,13 +54,18 @@ def version_number(name: str) -> int | None:
     return None
 
 
+def is_bytecode(path: PurePosixPath) -> bool:
+    """Whether Triton's Python backend wrote it, when it imported a model's sources."""
+    return path.parent.name == "__pycache__" and ".pyc" in path.name
+
+
 def is_shared_path(path: PurePosixPath) -> bool:
     """Whether a file may stand at `path`, beside config.pbtxt, as one that versions share.
 
-    Not outside the model, in a directory that Triton takes for a version, hidden, or in the place
-    of config.pbtxt or the record.
+    Not outside the model, in a directory that Triton takes for a version, hidden, in the place of
+    config.pbtxt or the record, or the bytecode of some source.
     """
-    if not path.parts or path.is_absolute() or ".." in path.parts:
+    if not path.parts or path.is_absolute() or ".." in path.parts or is_bytecode(path):
         return False
     top = path.parts[0]
     in_version = len(path.parts) > 1 and re.match(r"\s*[+-]?[0-9]", top)

@@ -11,7 +11,7 @@ from triton_repo.change import shared_now
 from triton_repo.config import CONFIG_FILENAME, ModelConfig
 from triton_repo.errors import ConfigError, ObjectNotFoundError, StoreError
 from triton_repo.journal import OUR_DIRECTORY, Journal
-from triton_repo.layout import is_shared_path
+from triton_repo.layout import is_bytecode, is_shared_path
 from triton_repo.record import (
     RECORD_FILENAME,
     DeploymentRecord,
@@ -175,7 +175,10 @@ class ModelView:
     def _stock_of(
         self, version: int, known: DeploymentRecord | None, shared: dict[str, FileDigest]
     ) -> VersionRecord:
-        below = self.store.list_files(self.key(str(version)))
+        listed = self.store.list_files(self.key(str(version)))
+        below = {
+            path: size for path, size in listed.items() if not is_bytecode(PurePosixPath(path))
+        }
         seen = known.versions.get(version) if known else None
         if seen is not None and below == {
             path: each.size_bytes for path, each in seen.files.items()

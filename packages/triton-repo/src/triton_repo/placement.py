@@ -280,6 +280,10 @@ class ModelPlace(ModelView):
         shared: Mapping[str, FileDigest],
     ) -> DeploymentRecord:
         before = dict(change.base.versions) if change.base else {}
+        known = self.readable_record()
+        for number, was in known.versions.items() if known else ():
+            if number in before and number != change.reuse:  # damage must not become the record
+                before[number] = replace(before[number], files=was.files)
         gone = change.replaced | change.doomed
         versions = {number: seen for number, seen in before.items() if number not in gone}
         config = change.entry.config.text if change.entry.config else ""

@@ -75,6 +75,7 @@ def finish_exchange(root: Path, swap: Path) -> None:
 
 
 def _swap(root: Path, key: str, other: str) -> None:
+    # a flush after every step: of a file system that needs them, nobody knows in which order
     one, two = root / key, root / other
     swap = two.with_name(f"{SWAP_PREFIX}{uuid.uuid4().hex}")
     swap.mkdir()

@@ -204,7 +204,8 @@ class LocalStore:
                 if path.parent == self.root:  # at the root a trash directory would be a model
                     trash = path
                 else:
-                    path.rename(trash)  # gone at once, not file by file
+                    path.rename(trash)  # gone at once, not file by file; after a power cut, too
+                    flush_directory(path.parent)
                 shutil.rmtree(trash)
             elif os.path.lexists(path):  # not below a file, either
                 path.unlink(missing_ok=True)
@@ -224,11 +225,15 @@ class LocalStore:
             for name in [name for name in below if name.startswith(SWAP_PREFIX)]:
                 below.remove(name)
                 finish_exchange(self.root, Path(directory, name))
-            for name in [name for name in below if name.startswith(_TEMPORARY)]:
-                below.remove(name)
+            trash = [name for name in below if name.startswith(_TEMPORARY)]
+            half = [name for name in files if name.startswith(_TEMPORARY)]
+            below[:] = [name for name in below if name not in trash]
+            for name in trash:
                 shutil.rmtree(Path(directory, name))
-            for name in [name for name in files if name.startswith(_TEMPORARY)]:
+            for name in half:
                 Path(directory, name).unlink(missing_ok=True)
+            if trash or half:
+                flush_directory(Path(directory))
 
     def _sweep_root(self) -> None:
         with os.scandir(self.root) as entries:

@@ -57,8 +57,9 @@ if TYPE_CHECKING:
 
 __all__ = ["LOCK_SUFFIX", "HeldLock", "remove_dead_lock", "take_lock"]
 
-#: What the name of a lock file ends in.
+#: What the name of a lock file ends in; and in what it ends if only we can have made it.
 LOCK_SUFFIX = ".lock"
+_OUR_SUFFIX = ".mlflow-triton.lock"
 
 #: How often a holder moves the file's time, and how long others watch it stand still.
 _BEAT_S = 5.0
@@ -218,7 +219,8 @@ def take_lock(path: Path, holder: str, wait_s: float = 0.0) -> HeldLock:
 def remove_dead_lock(path: Path) -> None:
     """Remove a lock file whose holder is dead; any other file, and what is in doubt, stays.
 
-    Nothing is watched: another host's file goes when its time has stood still for a day.
+    Nothing is watched: another host's file goes when its time has stood still for a day, and so
+    does one that is empty, which is what a power cut may leave.
 
     Raises:
         OSError: it cannot be opened, locked or removed.
@@ -227,10 +229,15 @@ def remove_dead_lock(path: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         seen = _look(path)
-        if seen is None or seen.note is None or not _is_at(path, descriptor):
+        if seen is None or not _is_at(path, descriptor):
             return
-        age_s = time.time() - seen.modified_ns / 1e9
-        if seen.note.within_reach_of(_note(descriptor, "")) or age_s > _FORGOTTEN_S:
+        forgotten = time.time() - seen.modified_ns / 1e9 > _FORGOTTEN_S
+        if seen.note is None:
+            empty = os.fstat(descriptor).st_size == 0
+            dead = forgotten and empty and path.name.endswith(_OUR_SUFFIX)
+        else:
+            dead = forgotten or seen.note.within_reach_of(_note(descriptor, ""))
+        if dead:
             path.unlink()
     finally:
         os.close(descriptor)
@@ -388,7 +395,7 @@ def _beat(descriptor: int, done: threading.Event) -> None:
 
 
 def _name(path: Path) -> str:
-    return path.name.removesuffix(LOCK_SUFFIX).removesuffix(".mlflow-triton").strip(".")
+    return path.name.removesuffix(_OUR_SUFFIX).removesuffix(LOCK_SUFFIX).strip(".")
 
 
 def _locked_error(path: Path, seen: _Note, waited_s: float) -> LockedError:

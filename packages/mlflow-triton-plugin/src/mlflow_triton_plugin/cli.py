@@ -1,0 +1,265 @@
+"""`mlflow-triton`: what MLflow's own command line has no command for, `verify` and `repair`.
+
+Results go to stdout, one line a finding; messages, the summary and progress go to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from mlflow_triton_plugin.errors import SettingsError
+from mlflow_triton_plugin.progress import copying
+from mlflow_triton_plugin.settings import Options, Settings
+from triton_repo.errors import DeploymentNotFoundError, TritonRepoError
+from triton_repo.integrity import NO_MODELS, Integrity, deployed, recorded_bytes, verify
+from triton_repo.store import open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from mlflow_triton_plugin.deploy import Deployer
+    from triton_repo.model_view import ModelView
+    from triton_repo.store import Store
+
+__all__ = ["main"]
+
+_PROGRAM = "mlflow-triton"
+_FOUND = 1
+_CANNOT = 2
+_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+_EPILOG = """\
+environment:
+  TRITON_MODEL_REPO  the model repository: a path or a file:// URI
+  TRITON_URL         where Triton listens; repair asks it, verify does not
+
+examples:
+  mlflow-triton verify                     # every deployment
+  mlflow-triton verify resnet bert         # these two
+  mlflow-triton verify | grep ': changed'
+  mlflow-triton verify --json | jq -r '.deployments[] | select(.findings != []) | .name'
+  mlflow-triton repair
+
+Exit status: 0 all is well; 1 verify found something, or repair left something interrupted; 2 wrong
+usage, no such deployment, or the repository or a server is out of reach; 130 after Ctrl-C.
+"""
+
+_VERIFY = """\
+Read every file of the deployments and compare it with the sha256 in their records. Needs no server
+and writes nothing. What differs is printed, one line each:
+
+  resnet/3/model.onnx: changed (…)   its bytes are not those that were placed
+  resnet/3/: missing (…)             it was placed, and is gone
+  resnet/labels.txt.bak: extra (…)   nobody recorded it
+  resnet: unreadable (…)             the file system, or a damaged record, does not let us judge
+  resnet: interrupted (…)            a command is at it, or was killed: see repair
+  resnet: unrecorded (…)             another plugin deployed it, and recorded no digests
+
+Versions that do not serve are checked too: an update can go back to them. Bytecode that Triton's
+Python backend writes (__pycache__) is left out, and so are models that MLflow did not deploy.
+"""
+
+_REPAIR = """\
+Finish or undo what killed commands left, on disk and on the servers, and remove their leftovers. It
+takes no command's work away: what a live one is at is named and left alone. One line is printed for
+each deployment that was put right.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `mlflow-triton`.
+
+    Args:
+        argv: the arguments without the program's name; the process's own by default.
+
+    Returns:
+        The exit status: 0 all is well, 1 verify found something or repair left something, 2 the
+        repository or a server is out of reach, 130 after Ctrl-C. Wrong usage leaves through
+        `SystemExit(2)`, as argparse does it.
+    """
+    arguments = _parser().parse_args(argv)
+    run: Callable[[argparse.Namespace], int] = arguments.run
+    try:
+        return run(arguments)
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return _INTERRUPTED
+    except (TritonRepoError, SettingsError, OSError) as exc:
+        _say(_one_line(exc))
+        return _CANNOT
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _described(
+        argparse.ArgumentParser, "Look after deployments that MLflow made on Triton.", prog=_PROGRAM
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    checking = _described(commands.add_parser, _VERIFY, name="verify", help="check every file")
+    checking.add_argument("--json", action="store_true", help="print one JSON document")
+    checking.set_defaults(run=_verify)
+    mending = _described(
+        commands.add_parser, _REPAIR, name="repair", help="put right what killed commands left"
+    )
+    mending.set_defaults(run=_repair)
+    for command in (checking, mending):
+        command.add_argument(
+            "names", nargs="*", metavar="NAME", help="a deployment; every one when not given"
+        )
+    return parser
+
+
+def _described(
+    make: Callable[..., argparse.ArgumentParser], description: str, **arguments: Any
+) -> argparse.ArgumentParser:
+    return make(
+        description=description,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        **arguments,
+    )
+
+
+# -- verify -----------------------------------------------------------------------------------
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    store = open_store(Settings.read("triton").required_repository())
+    views = deployed(store, arguments.names)
+    others = [] if arguments.names else _others(store, views)
+    results = []
+    with copying("verify", sum(recorded_bytes(view) for view in views)) as on_read:
+        for view in views:
+            result = _verified(view, on_read, named=bool(arguments.names))
+            if result is None:
+                continue
+            results.append(result)
+            for finding in result.findings if not arguments.json else ():
+                _print(str(finding))
+    if arguments.json:
+        _print(json.dumps(_document(store, results, others), indent=2))
+    _say(_summary(results))
+    if others:
+        _say(f"left out, not deployed by MLflow: {', '.join(others)}")
+    return _FOUND if any(result.findings for result in results) else 0
+
+
+def _others(store: Store, views: Sequence[ModelView]) -> list[str]:
+    """What Triton may serve from this repository, and no record vouches for."""
+    names = {str(view.name) for view in views} | NO_MODELS
+    return [name for name in store.children("") if name not in names and name[0] != "."]
+
+
+def _verified(
+    view: ModelView, on_read: Callable[[int], None] | None, *, named: bool
+) -> Integrity | None:
+    """What one deployment is; None where nobody asked for it by name, and it was deleted since."""
+    try:
+        return verify(view, on_read)
+    except DeploymentNotFoundError:
+        if named:
+            raise
+        return None
+
+
+def _document(store: Store, results: Sequence[Integrity], others: Sequence[str]) -> dict[str, Any]:
+    return {
+        "repository": store.uri,
+        "deployments": [
+            {
+                "name": result.deployment,
+                "files": result.files,
+                "size_bytes": result.size_bytes,
+                "findings": [
+                    {"path": each.path, "problem": each.problem, "detail": each.detail}
+                    for each in result.findings
+                ],
+            }
+            for result in results
+        ],
+        "findings": sum(len(result.findings) for result in results),
+        "not_deployed": list(others),
+    }
+
+
+def _summary(results: Sequence[Integrity]) -> str:
+    found = sum(len(result.findings) for result in results)
+    size = _human_size(sum(result.size_bytes for result in results))
+    return (
+        f"checked {_count(len(results), 'deployment')}: "
+        f"{_count(sum(result.files for result in results), 'file')}, {size}, are as recorded; "
+        f"{_count(found, 'problem') if found else 'no problems'}"
+    )
+
+
+# -- repair -----------------------------------------------------------------------------------
+
+
+def _repair(arguments: argparse.Namespace) -> int:
+    # 3 s of mlflow and the server's client, which verify and wrong usage do not pay
+    from mlflow_triton_plugin.deploy import Deployer  # noqa: PLC0415
+    from mlflow_triton_plugin.deployment_error import DeploymentError  # noqa: PLC0415
+    from mlflow_triton_plugin.server import TritonServers  # noqa: PLC0415
+    from mlflow_triton_plugin.translate import translated  # noqa: PLC0415
+
+    settings = Settings.read("triton")
+    store = open_store(settings.required_repository())
+    try:
+        with translated():
+            servers = TritonServers(settings.endpoints, timeout_s=settings.request_timeout_s)
+            views = deployed(store, arguments.names)
+            servers.check()
+            deployer = Deployer(store, servers)
+            deployer.sweep()
+    except DeploymentError as exc:
+        _say(exc.message)
+        return _CANNOT
+    left = 0
+    for view in views:
+        try:
+            with translated():
+                _put_right(deployer, view)
+        except DeploymentError as exc:
+            _say(f"{view.name} is left as it is: {exc.message}")
+            left += 1
+    _say(f"looked at {_count(len(views), 'deployment')}; {left or 'none'} left interrupted")
+    return _FOUND if left else 0
+
+
+def _put_right(deployer: Deployer, view: ModelView) -> None:
+    outcome = deployer.repair(view.name, Options())
+    if outcome is not None:
+        _print(f"{view.name}: an interrupted change was {outcome}")
+
+
+# -- words ------------------------------------------------------------------------------------
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{_PROGRAM}: {text}\n")
+
+
+def _one_line(exc: BaseException) -> str:
+    return " ".join(str(exc).split()) or type(exc).__name__
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _human_size(size_bytes: int) -> str:
+    if size_bytes < 1000:  # noqa: PLR2004 - no prefix below
+        return f"{size_bytes} B"
+    size, units = float(size_bytes), iter("kMGTPE")
+    unit = ""
+    while size >= 1000:  # noqa: PLR2004 - decimal prefixes, as disks and MLflow's pages have them
+        size, unit = size / 1000, next(units)
+    return f"{size:.1f} {unit}B"
