@@ -43,13 +43,19 @@ def main() -> int:
 
 def publish() -> None:
     """Publish the example both ways."""
-    say("Publish a directory in Triton's layout (flavor triton) …")
-    run("publish-model", "--model_name", MODEL, "--model_directory", EXAMPLES / MODEL)
-    run("publish-model", "--model_name", MODEL, "--model_directory", EXAMPLES / f"{MODEL}_v2")
+    say("Publish a directory in Triton's layout (flavor triton), with an example and its answer …")
+    publish_model(EXAMPLES / MODEL, "expected_output.json")
+    publish_model(EXAMPLES / f"{MODEL}_v2", "expected_output_v2.json")
     say("… or log an ONNX model with MLflow itself (flavor onnx).")
     for line in inspect.getsource(log_with_mlflow).splitlines()[2:]:
         show(line.partition("  # noqa")[0].strip(), prompt=">>>")
     log_with_mlflow()
+
+
+def publish_model(directory: Path, answer: str) -> None:
+    """Publish a version; what it answers to input.json goes along."""
+    examples = ("--input_example", EXAMPLES / "input.json", "--output_example", EXAMPLES / answer)
+    run("publish-model", "--model_name", MODEL, "--model_directory", directory, *examples)
 
 
 def log_with_mlflow() -> None:
@@ -71,8 +77,8 @@ def deploy() -> None:
 
 def update() -> None:
     """Serve version 2, then go back."""
-    say("Update to version 2: it is loaded beside version 1, which serves until it is ready.")
-    deployments("update", "--name", MODEL, "-m", f"models:/{MODEL}/2")
+    say("Update to version 2: it answers its own example before version 1 stops serving.")
+    deployments("update", "--name", MODEL, "-m", f"models:/{MODEL}/2", "-C", "validate=true")
     compare(MODEL, "expected_output_v2.json")
     say("Going back copies nothing: version 1 is still on disk.")
     deployments("update", "--name", MODEL, "-m", f"models:/{MODEL}/1")

@@ -46,11 +46,11 @@ def run(_triton: LocalTriton, folder: Path, *, quick: bool) -> None:
                     taken = seconds.setdefault((command.__name__, label), [])
                     taken.append(less_load(command))
             client.delete_deployment("durable")
-    for command in ("create", "update"):
-        medians = {label: statistics.median(seconds[command, label]) * 1e3 for label in variants}
+    for name in ("create", "update"):
+        medians = {label: statistics.median(seconds[name, label]) * 1e3 for label in variants}
         whole_ms = medians["as it is"]
         print(
-            f"{command}: {whole_ms:.1f} ms, of which the lock "
+            f"{name}: {whole_ms:.1f} ms, of which the lock "
             f"{whole_ms - medians['without the lock']:.1f} ms, fsync "
             f"{whole_ms - medians['without fsync']:.1f} ms"
         )
@@ -75,7 +75,7 @@ def without_lock() -> Iterator[None]:
 def without_fsync() -> Iterator[None]:
     """A power cut may take anything."""
     fsync = os.fsync
-    os.fsync = lambda _: None
+    os.fsync = lambda fd: None  # noqa: ARG005 - the name is part of its type
     try:
         yield
     finally:

@@ -79,6 +79,8 @@ def test_wrong_usage_is_exit_code_2() -> None:
         ["--model_directory", "a", "--model_repository", "b"],
         ["--model_repository", "b", "--model_name", "x"],
         ["--model_repository", "b", "--flavor", "onnx"],
+        ["--model_repository", "b", "--input_example", "c"],
+        ["--model_directory", "a", "--output_example", "c"],
         ["--model_directory", "a", "--republish"],
         ["--model_directory", "a", "--tag", "novalue"],
         ["--model_directory", "a", "--flavor", "sklearn"],

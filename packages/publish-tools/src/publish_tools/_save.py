@@ -8,11 +8,13 @@ from importlib import metadata as distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import yaml
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS
 
+from publish_tools.examples import INPUT_EXAMPLE
 from publish_tools.signature import model_signature
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
     from mlflow.models.model import ModelInfo
 
+    from publish_tools.examples import Examples
     from publish_tools.plan import ModelPlan
     from triton_repo.entry import Tree
 
@@ -33,6 +36,7 @@ __all__ = [
     "new_model",
     "pinned",
     "write_environment",
+    "write_examples",
     "write_files",
     "write_mlmodel",
 ]
@@ -74,7 +78,35 @@ def new_model(
     if metadata is not None:
         model.metadata = dict(metadata)
     model.model_size_bytes = plan.size_bytes
+    if plan.examples.inputs is not None:
+        kind = _example_type(plan.examples.inputs, model.signature)
+        # without serving_input_path: MLflow would load the model here to try it
+        model.saved_input_example_info = {"artifact_path": INPUT_EXAMPLE, "type": kind}
     return model
+
+
+def _example_type(values: Mapping[str, Any], signature: ModelSignature | None) -> str:
+    """What MLflow makes of the file: arrays, which pyfunc models want, or JSON as it is.
+
+    It casts arrays to the signature's types, and what does not fit comes out as something else:
+    1.5 as the integer 1, bytes as the text of their JSON.
+    """
+    inputs = signature.inputs if signature is not None else None
+    if inputs is None or not inputs.is_tensor_spec() or not inputs.has_input_names():
+        return "json_object"
+    types = {name: spec.type for name, spec in inputs.input_dict().items()}
+    fit = all(name in types and _keeps(types[name], value) for name, value in values.items())
+    return "ndarray" if fit else "json_object"
+
+
+def _keeps(dtype: np.dtype[Any], value: object) -> bool:
+    """Whether MLflow's cast keeps the values; a float may be rounded to a shorter one."""
+    array = np.array(value)
+    if array.dtype.kind not in "biuf" or dtype.kind not in "biuf":
+        return False
+    with np.errstate(all="ignore"):
+        cast = array.astype(dtype)
+    return array.dtype.kind == dtype.kind == "f" or np.array_equal(array, cast)
 
 
 def write_mlmodel(model: Model, path: str | os.PathLike[str]) -> None:
@@ -109,6 +141,12 @@ def write_files(tree: Tree, path: str | os.PathLike[str], *, link: bool) -> None
             target.symlink_to(file.source.resolve())
         else:
             shutil.copy(file.source, target)  # mode bits too: a model may bring an executable
+
+
+def write_examples(examples: Examples, path: str | os.PathLike[str]) -> None:
+    """Write the example files, at the top."""
+    for name, data in examples.files.items():
+        (Path(path) / name).write_bytes(data)
 
 
 def write_environment(path: str | os.PathLike[str], requirements: list[str], python: str) -> None:

@@ -71,6 +71,8 @@ class _Request:
     name: str
     source: Path
     flavor: str | None
+    input_example: Path | None
+    output_example: Path | None
     labels: Labels
     destination: Destination
     only_if_changed: bool
@@ -102,6 +104,8 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     _flag(group, "model_name", "registered model; default: the name of the directory", "NAME")
     _flag(group, "model_directory", "directory in Triton's layout, or an .onnx file", "PATH")
     _flag(group, "model_repository", "publish every model of a model repository", "DIR")
+    _flag(group, "input_example", "JSON to ask the model, as predict takes it", "FILE")
+    _flag(group, "output_example", "what it answers to that, as predict writes it", "FILE")
     _flag(group, "republish", "with --model_repository: unchanged models, too", switch=True)
     group.set_defaults(model_name=None)  # not given, which is something else than empty
     help_text = "default: onnx for an .onnx file, otherwise triton"
@@ -152,9 +156,13 @@ def _tag(text: str) -> tuple[str, str]:
 def _request(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> _Request:
     if bool(arguments.model_directory) == bool(arguments.model_repository):
         parser.error("give --model_directory or --model_repository")
+    if arguments.output_example and not arguments.input_example:
+        parser.error("--output_example is the answer to --input_example; give that, too")
     if arguments.model_repository:
         if arguments.model_name or arguments.flavor == "onnx":
             parser.error("--model_repository publishes triton models under their own names")
+        if arguments.input_example or arguments.output_example:
+            parser.error("--input_example and --output_example go with --model_directory")
         source, name = Path(arguments.model_repository), ""
     else:
         if arguments.model_name == "":  # an unset variable of the shell's
@@ -169,6 +177,8 @@ def _request(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
         name=name,
         source=source,
         flavor=arguments.flavor,
+        input_example=Path(arguments.input_example) if arguments.input_example else None,
+        output_example=Path(arguments.output_example) if arguments.output_example else None,
         labels=Labels(tuple(arguments.alias), dict(arguments.tag), arguments.description),
         destination=Destination(arguments.experiment, arguments.run_name),
         only_if_changed=not arguments.republish,
@@ -182,7 +192,12 @@ def _look(request: _Request) -> None:
     if request.is_repository:
         plan_repository(request.source)
     else:
-        plan_model(request.source, request.flavor)
+        plan_model(
+            request.source,
+            request.flavor,
+            input_example=request.input_example,
+            output_example=request.output_example,
+        )
 
 
 def _connect(arguments: argparse.Namespace) -> None:
@@ -218,6 +233,8 @@ def _publish(request: _Request) -> Iterator[_Result]:
         flavor=request.flavor,
         labels=request.labels,
         destination=request.destination,
+        input_example=request.input_example,
+        output_example=request.output_example,
         dry_run=request.dry_run,
     )
 
@@ -291,7 +308,7 @@ def _sentence(result: PublishedModel) -> str:
 
 
 def _description(plan: ModelPlan) -> str:
-    count = len(plan.tree.files)
+    count = len(plan.files)
     parts = [
         plan.flavor,
         f"version{_s(len(plan.versions))} {' '.join(map(str, plan.versions))}",
@@ -358,7 +375,7 @@ def _result_document(result: _Result, labels: Labels) -> dict[str, Any]:
         "source": str(result.plan.source),
         "versions": list(result.plan.versions),
         "size_bytes": result.plan.size_bytes,
-        "files": [str(file.path) for file in result.plan.tree.files],
+        "files": result.plan.files,
         "inputs": [_tensor_document(spec) for spec in tensors.inputs],
         "outputs": [_tensor_document(spec) for spec in tensors.outputs],
         "sha256": result.digest or None,

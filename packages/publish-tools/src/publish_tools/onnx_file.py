@@ -15,7 +15,7 @@ from mlflow import pyfunc
 from mlflow.tracking._model_registry import DEFAULT_AWAIT_MAX_SLEEP_SECONDS
 
 from publish_tools import _save
-from publish_tools.plan import plan_onnx
+from publish_tools.plan import plan_model
 from publish_tools.triton import log_notes
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from mlflow.models import Model, ModelSignature
     from mlflow.models.model import ModelInfo
+
+    from publish_tools.examples import Example
 
 __all__ = ["FLAVOR_NAME", "log_model", "save_model"]
 
@@ -40,6 +42,8 @@ def save_model(
     *,
     signature: ModelSignature | None = None,
     metadata: Mapping[str, Any] | None = None,
+    input_example: Example | None = None,
+    output_example: Example | None = None,
     link_files: bool = False,
 ) -> None:
     """Save an .onnx file, with what belongs to it, as an MLflow model on the local disk.
@@ -51,16 +55,20 @@ def save_model(
         mlflow_model: the MLmodel to add the flavors to.
         signature: instead of the one that the graph gives.
         metadata: kept in MLmodel.
+        input_example: `{name: nested lists or arrays}`, `{"inputs": {…}}`, or a JSON file of it.
+        output_example: what the model answers to it, in the same forms with `"outputs"`.
         link_files: link to the files instead of copying them; only for a directory that is
             uploaded at once.
 
     Raises:
-        ArtifactError: it is no ONNX model, or a file that belongs to it is missing; nothing was
-            written.
+        ArtifactError: it is no ONNX model, or a file that belongs to it is missing, or an example
+            does not fit it; nothing was written.
         ConfigError: config.pbtxt does not parse; nothing was written.
         MlflowException: `path` is not empty.
     """
-    plan = plan_onnx(model_file)
+    plan = plan_model(
+        model_file, FLAVOR_NAME, input_example=input_example, output_example=output_example
+    )
     model = _save.new_model(mlflow_model, plan, signature=signature, metadata=metadata)
     pyfunc.add_to_model(
         model,
@@ -78,6 +86,7 @@ def save_model(
         **plan.settings,
     )
     _save.write_files(plan.tree, path, link=link_files)
+    _save.write_examples(plan.examples, path)
     requirements = [_save.pinned(package) for package in ("mlflow", "onnx", "onnxruntime")]
     _save.write_environment(path, requirements, platform.python_version())
     _save.write_mlmodel(model, path)
@@ -91,6 +100,8 @@ def log_model(
     registered_model_name: str | None = None,
     signature: ModelSignature | None = None,
     metadata: Mapping[str, Any] | None = None,
+    input_example: Example | None = None,
+    output_example: Example | None = None,
     await_registration_for: int | None = DEFAULT_AWAIT_MAX_SLEEP_SECONDS,
 ) -> ModelInfo:
     """Log an .onnx file to the current MLflow run.
@@ -102,6 +113,8 @@ def log_model(
         registered_model_name: register the model under this name, too.
         signature: instead of the one that the graph gives.
         metadata: kept in MLmodel.
+        input_example: `{name: nested lists or arrays}`, `{"inputs": {…}}`, or a JSON file of it.
+        output_example: what the model answers to it, in the same forms with `"outputs"`.
         await_registration_for: seconds to wait until the registered version is READY.
 
     Returns:
@@ -112,7 +125,11 @@ def log_model(
         ConfigError: the same.
         MlflowException: MLflow refused.
     """
-    log_notes(plan_onnx(model_file))  # Model.log makes a model first and asks us afterwards
+    # Model.log makes a model first and asks us afterwards
+    plan = plan_model(
+        model_file, FLAVOR_NAME, input_example=input_example, output_example=output_example
+    )
+    log_notes(plan)
     return _save.log(
         sys.modules[__name__],
         name=name,
@@ -122,5 +139,7 @@ def log_model(
         metadata=dict(metadata) if metadata is not None else None,
         model_file=model_file,
         signature=signature,
+        input_example=plan.examples.inputs,
+        output_example=plan.examples.outputs,
         link_files=True,
     )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from publish_tools.examples import INPUT_EXAMPLE, OUTPUT_EXAMPLE, Examples, read_examples
 from publish_tools.signature import Tensors, config_tensors, graph_tensors
 from triton_repo.config import CONFIG_FILENAME, ModelConfig
 from triton_repo.entry import EntryFile, Tree, check_member, check_name
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Mapping
 
+    from publish_tools.examples import Example
     from triton_repo.flavors.onnx_graph import OnnxGraph
 
 __all__ = [
@@ -40,15 +42,18 @@ __all__ = [
 
 FLAVORS = ("triton", "onnx")
 
-#: What MLflow itself keeps at the top of an artifact.
+#: What MLflow itself, or the deployment, looks for at the top of an artifact.
 MLFLOW_FILES = frozenset({
+    INPUT_EXAMPLE,
     "MLmodel",
+    OUTPUT_EXAMPLE,
     "conda.yaml",
     "extra_files",
     "metadata",
     "python_env.yaml",
     "registered_model_meta",
     "requirements.txt",
+    "serving_input_example.json",
 })  # fmt: skip
 
 _MODEL_FILENAME = "model.onnx"
@@ -62,11 +67,12 @@ class ModelPlan:
     Attributes:
         flavor: `triton` or `onnx`.
         source: the directory, or the .onnx file.
-        tree: every file, by its path in the artifact; MLflow's own files left out.
+        tree: every file, by its path in the artifact; MLflow's own files and examples left out.
         settings: the keys that the flavor gets in MLmodel.
         tensors: inputs and outputs for the signature.
         config: the config.pbtxt that goes along, if there is one.
         versions: version directories; empty for `onnx`.
+        examples: an input example, and the answer to it.
     """
 
     flavor: str
@@ -76,26 +82,51 @@ class ModelPlan:
     tensors: Tensors
     config: ModelConfig | None = None
     versions: tuple[int, ...] = ()
+    examples: Examples = field(default_factory=Examples)
 
     @property
     def size_bytes(self) -> int:
         """How many bytes will be uploaded."""
-        return self.tree.size_bytes
+        return self.tree.size_bytes + sum(map(len, self.examples.files.values()))
+
+    @property
+    def files(self) -> list[str]:
+        """The paths in the artifact of what will be uploaded, examples included."""
+        return [*(str(file.path) for file in self.tree.files), *self.examples.files]
 
 
-def plan_model(source: str | os.PathLike[str], flavor: str | None = None) -> ModelPlan:
+def plan_model(
+    source: str | os.PathLike[str],
+    flavor: str | None = None,
+    *,
+    input_example: Example | None = None,
+    output_example: Example | None = None,
+) -> ModelPlan:
     """Find out and check what would be published.
 
     Args:
         source: a model directory in Triton's layout, or an .onnx file or a directory with one.
         flavor: when not given, `onnx` for a file that ends in .onnx, otherwise `triton`.
+        input_example: `{name: nested lists or arrays}`, `{"inputs": {…}}`, or a JSON file of it.
+        output_example: what the model answers to it, in the same forms with `"outputs"`.
 
     Raises:
-        ArtifactError: it is not there, or Triton could not load it; `UnsupportedFlavorError` for a
-            flavor that cannot be published.
+        ArtifactError: it is not there, or Triton could not load it, or an example does not fit it;
+            `UnsupportedFlavorError` for a flavor that cannot be published.
         ConfigError: config.pbtxt does not parse.
     """
-    path = Path(source)
+    plan = _plan_flavor(Path(source), flavor)
+    known = config_tensors(plan.config) if plan.config is not None else Tensors()
+    examples = read_examples(
+        input_example,
+        output_example,
+        inputs=known.inputs or plan.tensors.inputs,  # config.pbtxt says which are optional
+        outputs=known.outputs or plan.tensors.outputs,
+    )
+    return replace(plan, examples=examples)
+
+
+def _plan_flavor(path: Path, flavor: str | None) -> ModelPlan:
     flavor = flavor or ("onnx" if path.suffix == ".onnx" and path.is_file() else "triton")
     if flavor == "triton":
         return plan_triton(path)
@@ -279,10 +310,10 @@ def _extras(home: Path, config: ModelConfig | None) -> list[str]:
     if config is None:
         return []
     names = []
-    for field, name in config.named_files:
+    for setting, name in config.named_files:
         if not (home / name).is_file():
             raise MissingModelFileError(
-                f"{home / CONFIG_FILENAME}: {field} names {name!r}, which is not there", path=name
+                f"{home / CONFIG_FILENAME}: {setting} names {name!r}, which is not there", path=name
             )
         names.append(name)
     return [CONFIG_FILENAME, *dict.fromkeys(names)]
@@ -308,6 +339,10 @@ def content_digest(plan: ModelPlan) -> str:
     lines = [f"flavor {plan.flavor}"]
     lines += [f"directory {path}" for path in plan.tree.empty_directories]
     lines += [f"file {file.path} {_file_digest(file.source)}" for file in plan.tree.files]
+    lines += [
+        f"file {name} {hashlib.sha256(data).hexdigest()}"
+        for name, data in plan.examples.files.items()
+    ]
     text = "\0".join(sorted(lines))
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from mlflow import ActiveRun
     from mlflow.models.model import ModelInfo
 
+    from publish_tools.examples import Example
+
 __all__ = [
     "DIGEST_TAG",
     "Destination",
@@ -110,6 +112,8 @@ def publish_model(
     flavor: str | None = None,
     labels: Labels | None = None,
     destination: Destination | None = None,
+    input_example: Example | None = None,
+    output_example: Example | None = None,
     only_if_changed: bool = False,
     dry_run: bool = False,
 ) -> PublishedModel:
@@ -121,12 +125,16 @@ def publish_model(
         flavor: `triton` or `onnx`; see `plan_model` for the default.
         labels: aliases, tags and description of the version.
         destination: experiment and run.
+        input_example: `{name: nested lists or arrays}`, `{"inputs": {…}}`, or a JSON file of it;
+            what `mlflow deployments update -C validate=true` asks the model.
+        output_example: what the model answers to it, in the same forms with `"outputs"`.
         only_if_changed: publish no second version of what the newest one already holds; labels
             are written all the same.
         dry_run: check only; MLflow is not asked and nothing is changed.
 
     Raises:
-        TritonRepoError: the model or a name is not fit to be published; nothing was made in MLflow.
+        TritonRepoError: the model, an example or a name is not fit to be published; nothing was
+            made in MLflow.
         OSError: it could not be read; nothing was made in MLflow.
         UploadError: nothing was registered; a run marked FAILED may be left.
         RegistrationError: the model was uploaded and not registered.
@@ -134,7 +142,7 @@ def publish_model(
     """
     labels, destination = labels or Labels(), destination or Destination()
     check_request(name, labels)
-    plan = plan_model(source, flavor)
+    plan = plan_model(source, flavor, input_example=input_example, output_example=output_example)
     if dry_run:
         return PublishedModel(name, None, "planned", plan)
     digest = content_digest(plan)
@@ -288,7 +296,8 @@ def _log(plan: ModelPlan) -> ModelInfo:
     from publish_tools import onnx_file, triton  # noqa: PLC0415 - they import mlflow
 
     log_model = triton.log_model if plan.flavor == "triton" else onnx_file.log_model
-    return log_model(plan.source)
+    examples = plan.examples
+    return log_model(plan.source, input_example=examples.inputs, output_example=examples.outputs)
 
 
 @contextmanager

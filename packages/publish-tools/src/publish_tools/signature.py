@@ -47,7 +47,7 @@ def config_tensors(config: ModelConfig) -> Tensors:
     def batched(specs: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
         return tuple(replace(spec, shape=batch + spec.shape) for spec in specs)
 
-    return _expressible(batched(config.inputs), batched(config.outputs))
+    return _noted(batched(config.inputs), batched(config.outputs))
 
 
 def graph_tensors(graph: OnnxGraph, known: Tensors) -> Tensors:
@@ -68,25 +68,30 @@ def graph_tensors(graph: OnnxGraph, known: Tensors) -> Tensors:
             found.append(tensor.spec(shape))
         return tuple(found)
 
-    tensors = _expressible(specs("inputs", graph.inputs), specs("outputs", graph.outputs))
+    tensors = _noted(specs("inputs", graph.inputs), specs("outputs", graph.outputs))
     return replace(tensors, notes=(*notes, *tensors.notes))
 
 
-def _expressible(inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> Tensors:
-    """A side with a tensor that MLflow cannot name is left out: half of it would mislead."""
-    sides: dict[str, tuple[TensorSpec, ...]] = {"inputs": inputs, "outputs": outputs}
-    notes = []
-    for side, specs in sides.items():
-        bad = [str(spec) for spec in specs if spec.datatype in _NOT_IN_NUMPY]
-        if bad:
-            sides[side] = ()
-            notes.append(f"the signature has no {side}: MLflow has no type for {', '.join(bad)}")
-    return Tensors(sides["inputs"], sides["outputs"], tuple(notes))
+def _noted(inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> Tensors:
+    """The tensors, with a note on a side that the signature will not have."""
+    sides = {"inputs": _nameless(inputs), "outputs": _nameless(outputs)}
+    notes = [
+        f"the signature has no {side}: MLflow has no type for {', '.join(map(str, specs))}"
+        for side, specs in sides.items()
+        if specs
+    ]
+    return Tensors(inputs, outputs, tuple(notes))
+
+
+def _nameless(specs: tuple[TensorSpec, ...]) -> list[TensorSpec]:
+    """Those that MLflow has no type for."""
+    return [spec for spec in specs if spec.datatype in _NOT_IN_NUMPY]
 
 
 def model_signature(tensors: Tensors) -> ModelSignature | None:
-    """The MLflow signature, or None when neither side is known.
+    """The MLflow signature, or None when it would have neither side.
 
+    A side with a tensor that MLflow cannot name is left out: half of it would mislead.
     MLflow's `TensorSpec` cannot say that an input is optional: such inputs are listed like others,
     and config.pbtxt has the word.
     """
@@ -100,6 +105,8 @@ def _schema(specs: tuple[TensorSpec, ...]) -> Schema | None:
     from mlflow.types import ColSpec, Schema  # noqa: PLC0415 - the same
     from mlflow.types import TensorSpec as MlflowTensorSpec  # noqa: PLC0415 - the same
 
+    if _nameless(specs):
+        return None
     columns: list[ColSpec | MlflowTensorSpec] = [
         MlflowTensorSpec(np.dtype(DATATYPES[spec.datatype].tensor), spec.shape, spec.name)
         for spec in specs

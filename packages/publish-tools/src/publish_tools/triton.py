@@ -17,7 +17,7 @@ import mlflow.artifacts
 from mlflow.tracking._model_registry import DEFAULT_AWAIT_MAX_SLEEP_SECONDS
 
 from publish_tools import _save
-from publish_tools.plan import plan_triton
+from publish_tools.plan import plan_model
 from triton_repo.artifact import ModelArtifact
 from triton_repo.flavors import choose_flavor
 from triton_repo.flavors.triton import open_directory
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mlflow.models import Model, ModelSignature
     from mlflow.models.model import ModelInfo
 
+    from publish_tools.examples import Example
     from publish_tools.plan import ModelPlan
     from triton_repo.layout import ModelDirectory
 
@@ -65,6 +66,8 @@ def save_model(
     *,
     signature: ModelSignature | None = None,
     metadata: Mapping[str, Any] | None = None,
+    input_example: Example | None = None,
+    output_example: Example | None = None,
     link_files: bool = False,
 ) -> None:
     """Save a model directory as an MLflow model on the local disk.
@@ -75,15 +78,20 @@ def save_model(
         mlflow_model: the MLmodel to add the flavor to.
         signature: instead of the one that config.pbtxt (or the ONNX graph) gives.
         metadata: kept in MLmodel.
+        input_example: `{name: nested lists or arrays}`, `{"inputs": {…}}`, or a JSON file of it.
+        output_example: what the model answers to it, in the same forms with `"outputs"`.
         link_files: link to the files instead of copying them; only for a directory that is
             uploaded at once.
 
     Raises:
-        ArtifactError: Triton could not load the directory; nothing was written.
+        ArtifactError: Triton could not load the directory, or an example does not fit it; nothing
+            was written.
         ConfigError: config.pbtxt does not parse; nothing was written.
         MlflowException: `path` is not empty.
     """
-    plan = plan_triton(model_directory)
+    plan = plan_model(
+        model_directory, FLAVOR_NAME, input_example=input_example, output_example=output_example
+    )
     model = _save.new_model(mlflow_model, plan, signature=signature, metadata=metadata)
     model.add_flavor(
         FLAVOR_NAME,
@@ -91,6 +99,7 @@ def save_model(
         **plan.settings,
     )
     _save.write_files(plan.tree, path, link=link_files)
+    _save.write_examples(plan.examples, path)
     _save.write_mlmodel(model, path)
 
 
@@ -102,6 +111,8 @@ def log_model(
     registered_model_name: str | None = None,
     signature: ModelSignature | None = None,
     metadata: Mapping[str, Any] | None = None,
+    input_example: Example | None = None,
+    output_example: Example | None = None,
     await_registration_for: int | None = DEFAULT_AWAIT_MAX_SLEEP_SECONDS,
 ) -> ModelInfo:
     """Log a model directory to the current MLflow run.
@@ -113,17 +124,23 @@ def log_model(
         registered_model_name: register the model under this name, too.
         signature: instead of the one that config.pbtxt (or the ONNX graph) gives.
         metadata: kept in MLmodel.
+        input_example: `{name: nested lists or arrays}`, `{"inputs": {…}}`, or a JSON file of it.
+        output_example: what the model answers to it, in the same forms with `"outputs"`.
         await_registration_for: seconds to wait until the registered version is READY.
 
     Returns:
         MLflow's description of the logged model.
 
     Raises:
-        ArtifactError: Triton could not load the directory; nothing was made in MLflow.
+        ArtifactError: Triton could not load the directory, or an example does not fit it; nothing
+            was made in MLflow.
         ConfigError: config.pbtxt does not parse; nothing was made in MLflow.
         MlflowException: MLflow refused.
     """
-    plan = plan_triton(model_directory)  # Model.log makes a model first and asks us afterwards
+    # Model.log makes a model first and asks us afterwards
+    plan = plan_model(
+        model_directory, FLAVOR_NAME, input_example=input_example, output_example=output_example
+    )
     log_notes(plan)
     return _save.log(
         sys.modules[__name__],
@@ -134,6 +151,8 @@ def log_model(
         metadata=dict(metadata) if metadata is not None else None,
         model_directory=model_directory,
         signature=signature,
+        input_example=plan.examples.inputs,
+        output_example=plan.examples.outputs,
         link_files=True,
     )
 
