@@ -436,3 +436,10 @@ def failing(
         return real(*arguments, **options)
 
     return fail_or_do
+
+
+def test_a_pipe_in_place_of_a_file_is_named_and_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    os.mkfifo(tmp_path / "m" / "pipe")
+    with pytest.raises(StoreError, match="no regular file"):
+        LocalStore(tmp_path).digest("m/pipe")

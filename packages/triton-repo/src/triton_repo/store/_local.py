@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 import time
 import uuid
 from contextlib import contextmanager, suppress
@@ -121,8 +122,11 @@ class LocalStore:
             return self._path(key).read_bytes()
 
     def digest(self, key: str) -> FileDigest:
+        path = self._path(key)
         with self.translated(key):
-            return digest_file(self._path(key))
+            if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would never end
+                raise StoreError(f"{path} is no regular file; remove it", uri=self.uri, key=key)
+            return digest_file(path)
 
     def write(self, key: str, data: bytes) -> None:
         path = self._writable(key)
