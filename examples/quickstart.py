@@ -44,18 +44,14 @@ def main() -> int:
 def publish() -> None:
     """Publish the example both ways."""
     say("Publish a directory in Triton's layout (flavor triton), with an example and its answer …")
-    publish_model(EXAMPLES / MODEL, "expected_output.json")
-    publish_model(EXAMPLES / f"{MODEL}_v2", "expected_output_v2.json")
+    ask = ("--input_example", EXAMPLES / "input.json", "--output_example")
+    for end in ("", "_v2"):
+        paths = (EXAMPLES / f"{MODEL}{end}", *ask, EXAMPLES / f"expected_output{end}.json")
+        run("publish-model", "--model_name", MODEL, "--model_directory", *paths)
     say("… or log an ONNX model with MLflow itself (flavor onnx).")
     for line in inspect.getsource(log_with_mlflow).splitlines()[2:]:
         show(line.partition("  # noqa")[0].strip(), prompt=">>>")
     log_with_mlflow()
-
-
-def publish_model(directory: Path, answer: str) -> None:
-    """Publish a version; what it answers to input.json goes along."""
-    examples = ("--input_example", EXAMPLES / "input.json", "--output_example", EXAMPLES / answer)
-    run("publish-model", "--model_name", MODEL, "--model_directory", directory, *examples)
 
 
 def log_with_mlflow() -> None:
