@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mlflow_triton_plugin.local import LocalTriton
     from mlflow_triton_plugin.plugin import TritonDeploymentClient
 
-VALIDATE = {"validate": "true"}
+VALIDATE = {"validate": True}
 ONE = np.ones(1, np.float32)
 
 
@@ -230,6 +230,42 @@ def test_going_back_with_a_check_asks_the_version_that_is_on_disk_again(
     after = (repository / name / "1" / "model.onnx").stat()
     assert back["served_versions"] == [1]
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+
+@pytest.mark.parametrize("validate", ["load", "true"])
+def test_a_model_that_does_not_load_apart_never_touches_what_serves(
+    client: TritonDeploymentClient,
+    name: str,
+    tmp_path: Path,
+    snapshot: Callable[[str], dict[str, bytes]],
+    validate: str,
+) -> None:
+    """Triton's reason is shown under the deployment's own name."""
+    client.create_deployment(name, example_model(tmp_path / "old", "x + 1"))
+    before = snapshot(name)
+    bad = example_model(tmp_path / "bad", "x", example=INPUT)
+    (tmp_path / "bad" / "model" / "1" / "model.py").write_text("raise ValueError('no good')")
+    with pytest.raises(MlflowException) as raised:
+        client.update_deployment(name, bad, config={"validate": validate})
+    assert "no good" in str(raised.value)
+    assert f"cannot load {name}:" in str(raised.value)
+    assert "incoming" not in str(raised.value)
+    assert snapshot(name) == before
+    assert answer(client, name) == [2]
+
+
+def test_a_model_without_an_example_can_be_loaded_apart(
+    client: TritonDeploymentClient, name: str, tmp_path: Path
+) -> None:
+    uri = example_model(tmp_path / "a", "x + 1")
+    assert client.create_deployment(name, uri, config={"validate": "load"})["state"] == "READY"
+    assert answer(client, name) == [2]
+
+
+@pytest.mark.parametrize("value", ["maybe", "", "1", None])
+def test_a_misspelt_validate_is_refused(client: TritonDeploymentClient, value: object) -> None:
+    with pytest.raises(MlflowException, match="use false, load, true"):
+        client.create_deployment("any", "any", config={"validate": value})
 
 
 def test_the_check_needs_grpc(

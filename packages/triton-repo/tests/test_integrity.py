@@ -87,15 +87,7 @@ class Bench:
         )
         source = Source(f"models:/resnet/{text}", f"models:/resnet/{text}")
         base = None if self.place.state() is PlaceState.ABSENT else self.place.take_stock()
-        recorded = self.place.readable_record()
-        return plan_change(
-            entry,
-            source,
-            base=base,
-            wanted_version=wanted,
-            recorded=recorded,
-            edited_config=self.place.edited_config(),
-        )
+        return plan_change(entry, source, base=base, wanted_version=wanted)
 
     def carry_out(self, change: Change) -> None:
         staged = self.place.stage(change, operation="update", holder="alice")
@@ -116,8 +108,7 @@ class Bench:
     def back_to(self, version: int) -> None:
         base = self.place.take_stock()
         source = base.versions[version].source
-        recorded = self.place.record()
-        self.carry_out(plan_return(base, version, source=source, recorded=recorded))
+        self.carry_out(plan_return(base, version, source=source))
 
     def verify(self, store: Store | None = None) -> tuple[Finding, ...]:
         return verify(ModelView(store or LocalStore(self.root), NAME)).findings

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from triton_repo.change import Change
+    from triton_repo.stock import Stock
     from triton_repo.store import Store
 
     Step = Callable[[ModelPlace], None]
@@ -126,21 +127,6 @@ class Bench:
 
         return step
 
-    def deploy_with_stock(self, label: str, wanted: int, **options: Any) -> Step:
-        """As a command does it, which looks at everything first."""
-
-        def step(place: ModelPlace) -> None:
-            source = Source(f"models:/resnet/{label}", f"models:/resnet/{label}")
-            base = place.take_stock()
-            carry_out(
-                place,
-                plan_change(
-                    self.entries[label], source, base=base, wanted_version=wanted, **options
-                ),
-            )
-
-        return step
-
     def plan(self, place: ModelPlace, label: str, wanted: int = 0, **options: Any) -> Change:
         source = Source(f"models:/resnet/{label}", f"models:/resnet/{label}")
         return plan_change(
@@ -187,14 +173,9 @@ def carry_out(place: ModelPlace, change: Change) -> None:
     place.commit(install(place, change))
 
 
-def base_of(place: ModelPlace) -> DeploymentRecord | None:
-    """What a command starts from: the record where it knows everything, else a look around."""
-    if place.state() is PlaceState.ABSENT:
-        return None
-    record = place.record()
-    if record is not None and set(record.versions) == set(place.versions()):
-        return record
-    return place.take_stock()
+def base_of(place: ModelPlace) -> Stock | None:
+    """What a command starts from."""
+    return None if place.state() is PlaceState.ABSENT else place.take_stock()
 
 
 @pytest.fixture(autouse=True)
@@ -395,9 +376,9 @@ def test_damage_does_not_become_the_record(bench: Bench) -> None:
     bench.deploy("two", 2)(bench.place)
     before = record_of(bench).versions[1].files
     (bench.model / "1" / "model.py").write_bytes(b"damaged")
-    bench.deploy_with_stock("three", 3, keep_versions=9)(bench.place)
+    bench.deploy("three", 3, keep_versions=9)(bench.place)
     assert record_of(bench).versions[1].files == before
-    assert not bench.place.can_return(bench.place.take_stock(), 1)
+    assert not bench.place.take_stock().can_return(1)
 
 
 def test_bytecode_beside_a_models_sources_is_no_change(bench: Bench) -> None:
@@ -408,9 +389,9 @@ def test_bytecode_beside_a_models_sources_is_no_change(bench: Bench) -> None:
         (bench.model / directory / "__pycache__").mkdir()
         (bench.model / directory / "__pycache__" / "model.cpython-311.pyc").write_bytes(b"x")
     stock = bench.place.take_stock()
-    assert bench.place.can_return(stock, 1)
+    assert stock.can_return(1)
     assert stock.versions[1].files == record_of(bench).versions[1].files
-    assert not stock.versions[2].shared
+    assert not stock.now.shared
 
 
 # -- going back -------------------------------------------------------------------------------
@@ -535,7 +516,7 @@ def test_a_deployment_of_nvidias_plugin_is_ours(bench: Bench) -> None:
     meta = "{'name': 'resnet', 'triton_model_path': 'x', 'mlflow_model_uri': 'u', 'flavor': 'onnx'}"
     (bench.model / "mlflow-meta.json").write_text(meta.replace("'", '"'))
     assert bench.place.state() is PlaceState.DEPLOYED
-    assert bench.place.take_stock().flavor == "onnx"
+    assert bench.place.take_stock().now.flavor == "onnx"
     bench.deploy("two")(bench.place)
     assert config_of(bench).pinned_versions == (3,)
     bench.delete(bench.place)

@@ -45,10 +45,10 @@ if TYPE_CHECKING:
     from mlflow_triton_plugin.golden import GoldenExample
     from mlflow_triton_plugin.server import TritonServers
     from mlflow_triton_plugin.settings import Options
-    from triton_repo.config import ModelConfig
     from triton_repo.journal import Journal
     from triton_repo.placement import StagedChange
-    from triton_repo.record import DeploymentRecord, Source
+    from triton_repo.record import Source
+    from triton_repo.stock import Stock
     from triton_repo.store import Store
 
 __all__ = ["Deployer"]
@@ -115,12 +115,12 @@ class Deployer:
             if place.state() is not PlaceState.DEPLOYED:
                 raise _not_deployed(place)
             base = place.take_stock()
-            if model_uri is None and options.serve_versions is not None and not options.validate:
+            if model_uri is None and options.serve_versions is not None and not options.tries_apart:
                 version = _main_of(base, options.serve_versions)
                 source = base.versions[version].source
                 return self._return(place, base, version, source, options)
             model = resolve(model_uri or _uri_of(place, base))
-            kept = None if options.validate else _kept_version(place, base, model)
+            kept = None if options.tries_apart else _kept_version(base, model)
             if kept is not None and flavor in (None, base.versions[kept].flavor):
                 return self._return(place, base, kept, model.source, options)
             return self._deploy(place, base, model, flavor, options, operation="update")
@@ -181,10 +181,10 @@ class Deployer:
     def _check(self, options: Options) -> None:
         self.store.check()
         self.servers.check()
-        if options.validate and not self.servers.load_paths:
+        if options.tries_apart and not self.servers.load_paths:
             raise SettingsError(
-                f"validate=true needs Triton's gRPC protocol, and {self.servers.endpoints} is "
-                "HTTP; set TRITON_URL to the gRPC address (port 8001 by default)",
+                f"validate={options.validate} needs Triton's gRPC protocol, and "
+                f"{self.servers.endpoints} is HTTP; set TRITON_URL to the gRPC address (port 8001 by default)",
                 setting="-C validate",
             )
         self.store.sweep("")
@@ -223,9 +223,7 @@ class Deployer:
             except ModelLoadError as exc:  # what serves goes on; the command itself may mend it
                 _logger.warning("%s", exc)
 
-    def _base_of_create(
-        self, place: ModelPlace, options: Options, *, again: bool
-    ) -> DeploymentRecord | None:
+    def _base_of_create(self, place: ModelPlace, options: Options, *, again: bool) -> Stock | None:
         state = place.state()
         if state is PlaceState.ABSENT:
             self._refuse_another_repository(place)
@@ -266,13 +264,15 @@ class Deployer:
     def _deploy(
         self,
         place: ModelPlace,
-        base: DeploymentRecord | None,
+        base: Stock | None,
         model: ResolvedModel,
         flavor: str | None,
         options: Options,
         *,
         operation: str,
     ) -> dict[str, Any]:
+        if base is not None and options.on_conflict != "replace":
+            _check_config(place, base)
         wanted = model.source.registered_version
         with fetched(model) as artifact:
             entry = convert(
@@ -289,12 +289,10 @@ class Deployer:
                 keep_versions=options.keep_versions,
                 keep_base=options.on_conflict != "replace",
                 together=options.serve_versions,
-                recorded=place.readable_record(),
-                edited_config=self._edited_config(place, options),
             )
             example = (
                 read_example(artifact, tolerance=options.validate_tolerance)
-                if options.validate
+                if options.validate == "true"
                 else None
             )
             return self._apply(place, change, options, operation=operation, example=example)
@@ -302,7 +300,7 @@ class Deployer:
     def _return(
         self,
         place: ModelPlace,
-        base: DeploymentRecord,
+        base: Stock,
         version: int,
         source: Source,
         options: Options,
@@ -314,17 +312,8 @@ class Deployer:
             source=source,
             keep_versions=options.keep_versions,
             together=options.serve_versions,
-            recorded=place.readable_record(),
         )
         return self._apply(place, change, options, operation="update")
-
-    def _edited_config(self, place: ModelPlace, options: Options) -> ModelConfig | None:
-        if options.on_conflict == "replace":
-            return None
-        edited = place.edited_config()
-        if edited is not None and place.state() is PlaceState.DEPLOYED:
-            _logger.warning("%s/config.pbtxt was edited; it stays where it suits", place.uri)
-        return edited
 
     def _apply(
         self,
@@ -343,7 +332,7 @@ class Deployer:
                     change,
                     operation=operation,
                     holder=holder(),
-                    apart=example is not None,
+                    apart=options.tries_apart,
                     on_copied=on_copied,
                 )
             if staged.apart and self.servers.load_paths:
@@ -421,7 +410,19 @@ def holder() -> str:
     return f"{user}@{socket.gethostname()} (process {os.getpid()})"
 
 
-def _main_of(base: DeploymentRecord, together: Together) -> int:
+def _check_config(place: ModelPlace, base: Stock) -> None:
+    """Make sure that the config.pbtxt that is going to be kept or replaced can be read.
+
+    Raises:
+        ConfigError: it was edited and no longer parses.
+    """
+    if base.broken_config is not None:
+        raise base.broken_config
+    if base.edited_config is not None and base.recorded is not None:
+        _logger.warning("%s/config.pbtxt was edited; it stays where it suits", place.uri)
+
+
+def _main_of(base: Stock, together: Together) -> int:
     """Which of the versions that are to serve is the one that is deployed.
 
     The one that is already, where it stays; else the highest that is on disk.
@@ -436,42 +437,42 @@ def _main_of(base: DeploymentRecord, together: Together) -> int:
     return together.chosen(next(iter(wanted), 0), base.versions)[0]
 
 
-def _kept_version(place: ModelPlace, base: DeploymentRecord, model: ResolvedModel) -> int | None:
+def _kept_version(base: Stock, model: ResolvedModel) -> int | None:
     """A version on disk that is certainly the model asked for, and not the one that serves.
 
     What serves is fetched and compared instead: its config.pbtxt may have been logged since. So is
     a model that brought several versions: they belong together.
     """
-    if any(seen.source.same_model(model.source) for seen in base.served):
+    if any(seen.source.same_model(model.source) for seen in base.now.served):
         return None
     for number, seen in base.versions.items():
         if seen.members == 1 and seen.source.same_model(model.source):
-            return number if place.can_return(base, number) else None
+            return number if base.can_return(number) else None
     return None
 
 
-def _refuse_another_model(place: ModelPlace, base: DeploymentRecord, model: ResolvedModel) -> None:
+def _refuse_another_model(place: ModelPlace, base: Stock, model: ResolvedModel) -> None:
     """Create loads again what is deployed and does not serve; another model is for update.
 
     Raises:
         DeploymentExistsError: it is another registered model.
     """
-    names = {seen.source.registered_name for seen in base.served} - {""}
+    names = {seen.source.registered_name for seen in base.now.served} - {""}
     if names and model.source.registered_name not in names:
         raise DeploymentExistsError(
-            f"{place.name} is deployed already, from {base.model_uri}, though no server has it "
+            f"{place.name} is deployed already, from {base.now.model_uri}, though no server has it "
             "loaded; update it, or delete it first",
             name=place.name,
         )
 
 
-def _uri_of(place: ModelPlace, base: DeploymentRecord) -> str:
+def _uri_of(place: ModelPlace, base: Stock) -> str:
     """Where what is deployed came from.
 
     Raises:
         ArtifactError: nobody knows.
     """
-    known = [seen.source.concrete_uri for seen in base.served] + [base.model_uri]
+    known = [seen.source.concrete_uri for seen in base.now.served] + [base.now.model_uri]
     for uri in known:
         if uri:
             return uri

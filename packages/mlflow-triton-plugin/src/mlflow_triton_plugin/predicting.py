@@ -64,7 +64,7 @@ class Predictor:
         try:
             return self._send(inputs, known)
         except (InvalidInputError, RequestRefusedError, ModelUnknownError):
-            del self._schemas[model]
+            self._schemas.pop(model, None)  # another thread may have found out, too
             fresh = self._schema(model)
             if fresh == known:
                 raise
@@ -102,7 +102,8 @@ def _model_and_version(name: str) -> tuple[str, str]:
     model, slash, version = name.partition("/")
     if slash and not re.fullmatch(r"[1-9][0-9]{0,17}", version):
         raise InvalidNameError(
-            f"{name!r} names no version; use {model or 'NAME'} or {model or 'NAME'}/6", name=name
+            f"{name!r} cannot name a deployment, nor one of its versions; use NAME or NAME/6",
+            name=name,
         )
     return check_name(model), version
 

@@ -25,10 +25,12 @@ __all__ = [
     "OnConflict",
     "Options",
     "Settings",
+    "Validate",
     "parse_options",
 ]
 
 OnConflict = Literal["fail", "adopt", "replace"]
+Validate = Literal["false", "load", "true"]
 
 DEFAULT_URL = "localhost:8001"
 _DEFAULT_PORTS = {"grpc": 8001, "grpcs": 8001, "http": 8000, "https": 443}
@@ -152,12 +154,17 @@ class Options:
     on_conflict: OnConflict = "fail"
     keep_versions: int = 2
     serve_versions: Together | None = None
-    validate: bool = False
+    validate: Validate = "false"
     validate_tolerance: float = 1e-3
     load_timeout_s: float = 600.0
     lock_timeout_s: float = 0.0
     grpc_port: int = 8001
     http_port: int = 8000
+
+    @property
+    def tries_apart(self) -> bool:
+        """Whether a model is loaded apart before it serves anybody."""
+        return self.validate != "false"
 
 
 @dataclass(frozen=True)
@@ -194,12 +201,14 @@ def _number(value: Any, setting: str) -> float:
     return number
 
 
-def _flag(value: Any, setting: str) -> bool:
-    flags = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-    text = str(value).strip().lower()
-    if text not in flags:
-        raise SettingsError(f"{setting} is {value!r}; use true or false", setting=setting)
-    return flags[text]
+def _validate(value: Any, setting: str) -> Validate:
+    text = str(value).strip().lower()  # Python's True, too
+    for choice in get_args(Validate):
+        if text == choice:
+            return choice  # type: ignore[no-any-return]
+    raise SettingsError(
+        f"{setting} is {value!r}; use {', '.join(get_args(Validate))}", setting=setting
+    )
 
 
 def _together(value: Any, setting: str) -> Together:
@@ -265,11 +274,12 @@ OPTIONS: dict[str, _Option] = {
     ),
     "validate": _Option(
         "validate",
-        _flag,
+        _validate,
         ("create", "update"),
-        "true: before the model serves anybody, load it apart and send it the input example it was "
-        "logged with; errors, wrong names, shapes or types and values that are not finite refuse "
-        "it, and so do other values than those of a logged output_example.json. Over gRPC",
+        "load: before the model serves anybody, load it apart, under a name that no client knows. "
+        "true: also send it the input example it was logged with; errors, wrong names, shapes or "
+        "types and values that are not finite refuse it, and so do other values than those of a "
+        "logged output_example.json. Both take a second load, and gRPC. Default false",
     ),
     "validate_tolerance": _Option(
         "validate_tolerance",

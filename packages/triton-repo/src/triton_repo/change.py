@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from triton_repo.record import DeploymentRecord, FileDigest, Source
+    from triton_repo.stock import Stock
 
-__all__ = ["Change", "Together", "plan_change", "plan_return", "shared_now"]
+__all__ = ["Change", "Together", "plan_change", "plan_return"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Change:
     Attributes:
         entry: the model to serve.
         source: where it comes from.
-        base: the record before the change; None for a new deployment.
+        base: what stands there before the change; None for a new deployment.
         place: version directories to copy, by number.
         serving: versions that serve afterwards, first the one that is deployed; empty where the
             model's own policy decides.
@@ -84,7 +85,7 @@ class Change:
 
     entry: RepositoryEntry
     source: Source
-    base: DeploymentRecord | None
+    base: Stock | None
     place: Mapping[int, Tree]
     serving: tuple[int, ...]
     config: ModelConfig | None
@@ -119,7 +120,7 @@ class Change:
     @property
     def in_place(self) -> bool:
         """Whether files that serve now are overwritten by others that have never served."""
-        now = shared_now(self.base)
+        now = self.base.now.shared if self.base is not None else {}
         overwritten = bool(self.replaced) or any(path in now for path in self.shared_paths)
         return overwritten and not self.returns
 
@@ -128,20 +129,20 @@ def plan_change(
     entry: RepositoryEntry,
     source: Source,
     *,
-    base: DeploymentRecord | None,
+    base: Stock | None,
     wanted_version: int = 0,
     keep_versions: int = 2,
     keep_base: bool = True,
     together: Together | None = None,
-    recorded: DeploymentRecord | None = None,
-    edited_config: ModelConfig | None = None,
 ) -> Change:
     """Plan to serve `entry`.
 
     Args:
         entry: the model.
         source: where it comes from.
-        base: what stands there now, every version directory included; None for nothing.
+        base: what stands there now; None for nothing. A config.pbtxt that somebody tuned in the
+            repository stays in force where the new model brings none of its own, or the same one
+            as before.
         wanted_version: the number a single version should have; 0 for the next free one. Where
             another model already has that number, the next free one is taken: version directories
             never change once they are visible. Where it is this very model and its files are no
@@ -149,33 +150,29 @@ def plan_change(
         keep_versions: how many version directories may stay, the new one included.
         keep_base: False to remove everything that stands there once the new model is committed.
         together: what is to serve beside the new model; what serves is never pruned.
-        recorded: what the last command recorded; `base` where nothing was edited since.
-        edited_config: the config.pbtxt that somebody tuned in the repository. It stays in force
-            where the new model brings none of its own, or the same one as before.
 
     Raises:
         ConfigError: `keep_versions` is no count, or what `together` names cannot serve together.
         ArtifactError: a model with several versions cannot stand beside versions of others.
     """
-    recorded = base if recorded is None else recorded
-    if edited_config is not None and keep_base and _stays(edited_config, entry, recorded):
-        entry = replace(entry, config=edited_config.with_name(entry.name))
+    if base is not None and keep_base:
+        entry = _with_edited_config(entry, base)
     if len(entry.versions) == 1:
         number, reuse = _choose_version(entry, source, base, wanted_version, keep_base=keep_base)
         on_disk = frozenset(base.versions if base else ())
         serving = (together or Together()).chosen(number, on_disk if keep_base else ())
         if base is not None and keep_base:
-            doomed = _ours(base) - _kept(base, serving, keep_versions)
+            doomed = base.ours - _kept(base, serving, keep_versions)
         else:
             doomed = on_disk - {number}
         single = _plan_single(entry.renumbered(number), source, base, serving, reuse=reuse)
         change = replace(single, doomed=doomed - single.replaced)
-        return _checked_together(_with_shared(change, recorded, keep_base=keep_base))
+        return _checked_together(_with_shared(change, keep_base=keep_base))
     on_disk = frozenset(base.versions if base else ())
-    if base is not None and keep_base and not _ours(base) >= on_disk:
+    if base is not None and keep_base and not base.ours >= on_disk:
         raise ArtifactError(
             f"{entry.name} brings several versions, and versions that it did not bring "
-            f"({_listed(on_disk - _ours(base))}) are there; move them, or create it anew with "
+            f"({_listed(on_disk - base.ours)}) are there; move them, or create it anew with "
             "-C on_conflict=replace"
         )
     numbers = frozenset(entry.versions)
@@ -194,41 +191,38 @@ def plan_change(
             replaced=on_disk & numbers,
             doomed=on_disk - numbers,
         ),
-        recorded,
         keep_base=keep_base,
     )
-
-
-def _ours(base: DeploymentRecord) -> frozenset[int]:
-    """Version directories that one of our commands placed; only these are ever pruned."""
-    return frozenset(number for number, seen in base.versions.items() if seen.placed_by)
 
 
 def _listed(versions: Iterable[int]) -> str:
     return ", ".join(str(version) for version in sorted(versions))
 
 
-def _stays(edited: ModelConfig, entry: RepositoryEntry, recorded: DeploymentRecord | None) -> bool:
-    """Whether a config.pbtxt that was edited in the repository suits the new model as well."""
-    if recorded is not None and recorded.flavor not in ("", entry.flavor):
-        return False
+def _with_edited_config(entry: RepositoryEntry, base: Stock) -> RepositoryEntry:
+    """The entry with the config.pbtxt that was edited in the repository, where that suits it."""
+    edited, recorded = base.edited_config, base.recorded or base.now
+    if edited is None or recorded.flavor not in ("", entry.flavor):
+        return entry
     if entry.config is not None and edited.backend != entry.config.backend:
-        return False
-    if entry.has_own_config and (entry.config is None or not _unchanged(entry.config, recorded)):
-        return False
+        return entry
+    if entry.has_own_config and not _unchanged(entry.config, recorded):
+        return entry
     names = {path for tree in entry.versions.values() for path in tree.names()}
-    return edited.model_filename in ("", *names)
+    if edited.model_filename not in ("", *names):
+        return entry
+    return replace(entry, config=edited.with_name(entry.name))
 
 
-def _unchanged(config: ModelConfig, recorded: DeploymentRecord | None) -> bool:
+def _unchanged(config: ModelConfig | None, recorded: DeploymentRecord) -> bool:
     """Whether this is the config.pbtxt that the model which serves brought."""
-    return recorded is not None and any(seen.config == config.text for seen in recorded.served)
+    return config is not None and any(seen.config == config.text for seen in recorded.served)
 
 
 def _choose_version(
     entry: RepositoryEntry,
     source: Source,
-    base: DeploymentRecord | None,
+    base: Stock | None,
     wanted_version: int,
     *,
     keep_base: bool,
@@ -249,7 +243,7 @@ def _choose_version(
 def _plan_single(
     entry: RepositoryEntry,
     source: Source,
-    base: DeploymentRecord | None,
+    base: Stock | None,
     serving: tuple[int, ...],
     *,
     reuse: int | None,
@@ -297,13 +291,12 @@ def _checked_together(change: Change) -> Change:
 
 
 def plan_return(
-    base: DeploymentRecord,
+    base: Stock,
     version: int,
     *,
     source: Source,
     keep_versions: int = 2,
     together: Together | None = None,
-    recorded: DeploymentRecord | None = None,
 ) -> Change:
     """Plan to serve a version that is still on disk: nothing is copied from the model's source.
 
@@ -313,7 +306,6 @@ def plan_return(
         source: what was asked for this time.
         keep_versions: how many version directories may stay.
         together: what is to serve beside it; what serves is never pruned.
-        recorded: what the last command recorded; `base` where nothing was edited since.
 
     Raises:
         ConfigError: what `together` names cannot serve together.
@@ -322,21 +314,21 @@ def plan_return(
     seen = base.versions[version]
     config = ModelConfig.parse(seen.config) if seen.config else None
     entry = RepositoryEntry(
-        name=check_name(base.name),
-        flavor=seen.flavor or base.flavor,
+        name=check_name(base.now.name),
+        flavor=seen.flavor or base.now.flavor,
         versions={version: Tree()},
         config=config,
     )
-    now = shared_now(base)
+    now = base.now.shared
     restored = {path: digest for path, digest in seen.shared.items() if now.get(path) != digest}
     single = _plan_single(entry, source, base, serving, reuse=version)
     return _checked_together(
         replace(
             single,
-            doomed=_ours(base) - _kept(base, serving, keep_versions),
+            doomed=base.ours - _kept(base, serving, keep_versions),
             shared_kept={path: each for path, each in seen.shared.items() if path not in restored},
             shared_restored=restored,
-            shared_gone=_gone(now, recorded or base, set(seen.shared)),
+            shared_gone=_gone(base, set(seen.shared)),
             returns=True,
         )
     )
@@ -355,7 +347,7 @@ def _load_config(
     return _pinned(config, serving)
 
 
-def _same_content(tree: Tree, base: DeploymentRecord | None, wanted_version: int) -> int | None:
+def _same_content(tree: Tree, base: Stock | None, wanted_version: int) -> int | None:
     """A version on disk with the same files; only the wanted one where one is wanted."""
     if base is None:
         return None
@@ -370,28 +362,25 @@ def _same_content(tree: Tree, base: DeploymentRecord | None, wanted_version: int
     return None
 
 
-def _kept(base: DeploymentRecord, serving: tuple[int, ...], keep_versions: int) -> frozenset[int]:
+def _kept(base: Stock, serving: tuple[int, ...], keep_versions: int) -> frozenset[int]:
     """What is going to serve, what serves now, and the youngest others, as many as may stay."""
     if keep_versions < 1:
         raise ConfigError(
             f"keep_versions is {keep_versions}; it must be at least 1", field="keep_versions"
         )
     by_age = sorted(
-        _ours(base) - set(serving),
+        base.ours - set(serving),
         key=lambda other: (other in base.serving, base.versions[other].placed_at, other),
         reverse=True,
     )
     return frozenset([*serving, *by_age[: max(0, keep_versions - len(serving))]])
 
 
-def shared_now(base: DeploymentRecord | None) -> Mapping[str, FileDigest]:
-    """The files beside config.pbtxt, as the record has them for the version that serves."""
-    return base.main.shared if base is not None and base.main is not None else {}
-
-
-def _with_shared(change: Change, recorded: DeploymentRecord | None, *, keep_base: bool) -> Change:
+def _with_shared(change: Change, *, keep_base: bool) -> Change:
     """Add what happens to the files beside config.pbtxt."""
-    now, was = shared_now(change.base), shared_now(recorded)
+    base = change.base
+    now = base.now.shared if base is not None else {}
+    was = base.recorded.shared if base is not None and base.recorded is not None else now
     kept: dict[str, FileDigest] = {}
     fresh = []
     for file in change.entry.shared.files:
@@ -403,17 +392,14 @@ def _with_shared(change: Change, recorded: DeploymentRecord | None, *, keep_base
             fresh.append(file)
     wanted = set(change.entry.shared.names())
     wanted |= {path for _, path in change.config.named_files} if change.config else set()
-    gone = _gone(now, recorded, wanted) if keep_base else tuple(now.keys() - wanted)
+    gone = _gone(base, wanted) if base is not None and keep_base else tuple(now.keys() - wanted)
     return replace(change, shared=Tree(tuple(fresh)), shared_kept=kept, shared_gone=gone)
 
 
-def _gone(
-    now: Mapping[str, FileDigest], recorded: DeploymentRecord | None, wanted: set[str]
-) -> tuple[str, ...]:
+def _gone(base: Stock, wanted: set[str]) -> tuple[str, ...]:
     """Files beside config.pbtxt that an older version brought, and that nobody wants any more.
 
     Those that somebody else put there stay.
     """
-    ours = recorded is not None and all(seen.placed_by for seen in recorded.served)
-    was = shared_now(recorded) if ours else {}
-    return tuple(path for path in was if path in now and path not in wanted)
+    now = base.now.shared
+    return tuple(path for path in base.shared_before if path in now and path not in wanted)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from triton_repo.change import shared_now
 from triton_repo.config import CONFIG_FILENAME, ModelConfig
 from triton_repo.errors import ConfigError, ObjectNotFoundError, StoreError
 from triton_repo.journal import OUR_DIRECTORY, Journal
@@ -20,6 +19,7 @@ from triton_repo.record import (
     Source,
     VersionRecord,
 )
+from triton_repo.stock import Stock
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -142,95 +142,68 @@ class ModelView:
         """Digests of files of the model, by path."""
         return {path: self.store.digest(self.key(path)) for path in paths}
 
-    def take_stock(self) -> DeploymentRecord:
-        """A record of what stands here now, whoever put it. Nothing is written.
+    def take_stock(self) -> Stock:
+        """Look at everything once: config.pbtxt, the record, every file's path and size.
 
         What our record says of a version is kept where its files still have the recorded sizes;
         other versions are read whole. The main version gets the files beside config.pbtxt, and the
         config.pbtxt, that are there now: somebody may have edited them since.
         """
-        known = self.readable_record()
-        serving = self._serving(known)
-        shared = self.digests(self.shared_files())
+        recorded = self.readable_record()
+        broken, config, edited = None, None, None
         try:
-            edited = self.edited_config()
-        except ConfigError:
-            edited = None
+            config = self.config()
+            edited = _edited(config, recorded)
+        except ConfigError as exc:
+            broken = exc
+        listed = self.store.list_files(self.name)
+        numbers = self.versions()
+        shared = self.digests(path for path in listed if is_shared_path(PurePosixPath(path)))
+        serving = recorded.serving if recorded is not None else ()
+        serving = serving or (config or NO_CONFIG).served(numbers)
         versions = {}
-        for version in self.versions():
-            seen = self._stock_of(version, known, shared)
-            if version in serving[:1]:
-                config = edited.text if edited else seen.config
-                seen = replace(seen, shared=shared, config=config)
-            versions[version] = seen
-        return DeploymentRecord(
-            name=self.name,
-            flavor=known.flavor if known else "",
-            model_uri=known.model_uri if known else "",
-            triton_model_path=self.uri,
-            serving=serving,
-            versions=versions,
+        for number in numbers:
+            seen = self._stock_of(number, _below(listed, str(number)), recorded, shared)
+            if number in serving[:1]:
+                seen = replace(seen, shared=shared, config=edited.text if edited else seen.config)
+            versions[number] = seen
+        return Stock(
+            now=DeploymentRecord(
+                name=self.name,
+                flavor=recorded.flavor if recorded else "",
+                model_uri=recorded.model_uri if recorded else "",
+                triton_model_path=self.uri,
+                serving=serving,
+                versions=versions,
+            ),
+            recorded=recorded,
+            edited_config=edited,
+            broken_config=broken,
+            aside=frozenset(_below(listed, ASIDE)),
         )
 
     def _stock_of(
-        self, version: int, known: DeploymentRecord | None, shared: dict[str, FileDigest]
+        self,
+        version: int,
+        below: dict[str, int],
+        recorded: DeploymentRecord | None,
+        shared: dict[str, FileDigest],
     ) -> VersionRecord:
-        listed = self.store.list_files(self.key(str(version)))
-        below = {
-            path: size for path, size in listed.items() if not is_bytecode(PurePosixPath(path))
-        }
-        seen = known.versions.get(version) if known else None
-        if seen is not None and below == {
-            path: each.size_bytes for path, each in seen.files.items()
+        sizes = {path: size for path, size in below.items() if not is_bytecode(PurePosixPath(path))}
+        seen = recorded.versions.get(version) if recorded else None
+        if seen is not None and sizes == {
+            path: file.size_bytes for path, file in seen.files.items()
         }:
             return seen
-        files = {path: self.store.digest(self.key(f"{version}/{path}")) for path in below}
+        files = {path: self.store.digest(self.key(f"{version}/{path}")) for path in sizes}
         if seen is not None:  # damaged, or edited
             return replace(seen, files=files)
-        uri = known.model_uri if known else ""
+        uri = recorded.model_uri if recorded else ""
         config = (self.read(CONFIG_FILENAME) or b"").decode("utf-8", "surrogateescape")
         # a record without versions is that of NVIDIA's plugin, which placed what stands here
-        placed_by = "mlflow-triton" if known and not known.versions else ""
+        placed_by = "mlflow-triton" if recorded and not recorded.versions else ""
         source = Source(uri=uri, concrete_uri=uri)
         return VersionRecord(source, files, shared, config, placed_by=placed_by)
-
-    def edited_config(self) -> ModelConfig | None:
-        """The config.pbtxt on disk, where it is not the one we put there; None where it is.
-
-        Raises:
-            ConfigError: it was edited and no longer parses.
-        """
-        config, record = self.config(), self.readable_record()
-        if config is None or record is None or record.main is None:
-            return config
-        ours = ModelConfig.parse(record.main.config)
-        pinned = ours.pinned(config.pinned_versions) if config.pinned_versions else ours
-        return None if config.data in (ours.data, pinned.data) else config
-
-    def can_return(self, base: DeploymentRecord, version: int) -> bool:
-        """Whether everything that a version on disk needs in order to serve again is still here.
-
-        Args:
-            base: from `take_stock`.
-            version: one of its versions.
-        """
-        known = self.readable_record()
-        if known is None or version not in known.versions:
-            return False
-        now, seen = shared_now(base), base.versions[version]
-        return seen.files == known.versions[version].files and all(
-            now.get(path) == digest or self.store.exists(self.key(f"{ASIDE}/{digest.sha256}"))
-            for path, digest in seen.shared.items()
-        )
-
-    def _serving(self, known: DeploymentRecord | None) -> tuple[int, ...]:
-        if known is not None and known.serving:
-            return known.serving
-        try:
-            config = self.config()
-        except ConfigError:  # nothing serves, and what it was meant to serve nobody can say
-            config = None
-        return (config or NO_CONFIG).served(self.versions())
 
     def read(self, path: str) -> bytes | None:
         """A small file of the model; None where there is none."""
@@ -238,6 +211,21 @@ class ModelView:
             return self.store.read(self.key(path))
         except ObjectNotFoundError:
             return None
+
+
+def _edited(config: ModelConfig | None, recorded: DeploymentRecord | None) -> ModelConfig | None:
+    """The config.pbtxt on disk, where it is not the one we put there."""
+    if config is None or recorded is None or recorded.main is None:
+        return config
+    ours = ModelConfig.parse(recorded.main.config)
+    pinned = ours.pinned(config.pinned_versions) if config.pinned_versions else ours
+    return None if config.data in (ours.data, pinned.data) else config
+
+
+def _below(listed: dict[str, int], directory: str) -> dict[str, int]:
+    """The files below one directory, by their paths in it."""
+    prefix = f"{directory}/"
+    return {path[len(prefix) :]: size for path, size in listed.items() if path.startswith(prefix)}
 
 
 def _is_version(name: str) -> bool:

@@ -29,7 +29,6 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from triton_repo._version import WRITER
-from triton_repo.change import shared_now
 from triton_repo.config import CONFIG_FILENAME
 from triton_repo.errors import ConfigError, StoreError
 from triton_repo.journal import OUR_DIRECTORY, Journal
@@ -280,7 +279,7 @@ class ModelPlace(ModelView):
         shared: Mapping[str, FileDigest],
     ) -> DeploymentRecord:
         before = dict(change.base.versions) if change.base else {}
-        known = self.readable_record()
+        known = change.base.recorded if change.base else None
         for number, was in known.versions.items() if known else ():
             if number in before and number != change.reuse:  # damage must not become the record
                 before[number] = replace(before[number], files=was.files)
@@ -476,7 +475,7 @@ class ModelPlace(ModelView):
 
 def _set_aside_for(record: DeploymentRecord) -> set[str]:
     """The sha256 of what a version on disk had beside config.pbtxt, where something else is now."""
-    now = shared_now(record)
+    now = record.shared
     return {
         digest.sha256
         for seen in record.versions.values()

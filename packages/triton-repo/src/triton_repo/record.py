@@ -137,6 +137,11 @@ class DeploymentRecord:
         """What is known of the version whose config.pbtxt is in place; None where nothing is."""
         return next(iter(self.served), None)
 
+    @property
+    def shared(self) -> Mapping[str, FileDigest]:
+        """The files beside config.pbtxt, as the main version was placed with them."""
+        return self.main.shared if self.main is not None else {}
+
     def to_bytes(self) -> bytes:
         """The file's content."""
         document = {

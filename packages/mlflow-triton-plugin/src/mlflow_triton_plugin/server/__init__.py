@@ -29,6 +29,8 @@ _T = TypeVar("_T")
 
 #: Between two looks at a server that is unloading; unload_model itself returns at once.
 _POLL_S = 0.02
+#: How long other commands may go on removing files under a server that lists them.
+_RACE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -266,7 +268,7 @@ class TritonServers:
     def states(self, model: str | None = None) -> dict[str, list[ModelState]]:
         """Every loaded or once loaded version, by model; the states of all servers together."""
         found: dict[str, list[ModelState]] = {}
-        for states in self._each(lambda server: server.index()):
+        for states in self._each(_index):
             for state in states:
                 if state.version and model in (None, state.name):
                     found.setdefault(state.name, []).append(state)
@@ -287,13 +289,29 @@ class TritonServers:
         return [future.result() for future in futures]
 
 
+def _index(server: TritonServer) -> list[ModelState]:
+    """What a server says of all models.
+
+    Triton lists the repository's root and then looks at each entry. What another command removes
+    in between, its lock or a whole model, makes the call fail, and means nothing.
+    """
+    deadline = Deadline(_RACE_S)
+    while True:
+        try:
+            return server.index()
+        except TritonServerError as exc:
+            if "failed to stat file" not in str(exc) or deadline.passed:
+                raise
+        deadline.sleep(_POLL_S)
+
+
 def _check_ready(server: TritonServer, model: str, versions: Sequence[int]) -> list[ModelState]:
     """The states of a model that was just loaded.
 
     Raises:
         ModelNotReadyError: a wanted version is not READY, or none is.
     """
-    states = [state for state in server.index() if state.name == model and state.version]
+    states = [state for state in _index(server) if state.name == model and state.version]
     ready = {int(state.version) for state in states if state.state == "READY"}
     missing = [version for version in versions if version not in ready]
     if ready and not missing:
@@ -317,7 +335,7 @@ def _wait_while(
     """Wait until no version of the model is in one of these states."""
     deadline = Deadline(timeout_s)
     while True:
-        busy = [each for each in server.index() if each.name == model and each.state in states]
+        busy = [each for each in _index(server) if each.name == model and each.state in states]
         if not busy:
             return
         if deadline.passed:

@@ -35,6 +35,9 @@ __all__ = ["GrpcServer"]
 _OPTIONS = (
     ("grpc.max_send_message_length", MAX_GRPC_MESSAGE_SIZE),
     ("grpc.max_receive_message_length", MAX_GRPC_MESSAGE_SIZE),
+    # by default a client that outlives its server looks for the next one every two minutes
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 1000),
 )
 
 

@@ -1,0 +1,101 @@
+"""A repository with its server for each kind of store, and the count of points at the end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .commands import Zygote
+from .harness import Bench, Repository
+from .scenarios import register
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    Count = Callable[[str, str, int], None]
+
+#: How many points each kind of walk had, by scenario.
+POINTS = pytest.StashKey[dict[str, dict[str, int]]]()
+
+
+@pytest.fixture(scope="session")
+def models(tracking: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The registered models that the scenarios deploy."""
+    register(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def zygote(
+    tracking: str, models: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Zygote]:
+    log_file = tmp_path_factory.mktemp("zygote") / "log"
+    with log_file.open("wb") as log, Zygote(log) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def make_bench(
+    zygote: Zygote, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[Repository], Bench]]:
+    """Benches on other repositories; their servers are killed at the end."""
+    made: list[Bench] = []
+
+    def make(repository: Repository) -> Bench:
+        log_file = tmp_path_factory.mktemp("triton") / "log"
+        made.append(Bench(repository, zygote, log_file))
+        return made[-1]
+
+    yield make
+    for bench in made:
+        bench.crash()
+
+
+@pytest.fixture(scope="session", params=["local"])
+def shared_bench(
+    request: pytest.FixtureRequest,
+    make_bench: Callable[[Repository], Bench],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Bench:
+    """A bench on each kind of store; here is where another kind joins."""
+    kinds = {"local": lambda: Repository(str(tmp_path_factory.mktemp("faults")))}
+    return make_bench(kinds[request.param]())
+
+
+@pytest.fixture
+def use_bench(monkeypatch: pytest.MonkeyPatch) -> Callable[[Bench], Bench]:
+    """Make the clients of this process use a bench's repository."""
+
+    def use(chosen: Bench) -> Bench:
+        monkeypatch.setenv("TRITON_MODEL_REPO", chosen.repository.address)
+        return chosen
+
+    return use
+
+
+@pytest.fixture
+def bench(shared_bench: Bench, use_bench: Callable[[Bench], Bench]) -> Bench:
+    return use_bench(shared_bench)
+
+
+@pytest.fixture
+def count(request: pytest.FixtureRequest) -> Count:
+    """Note how many points a walk had, for the summary."""
+    counted = request.config.stash.setdefault(POINTS, {})
+
+    def note(kind: str, label: str, points: int) -> None:
+        counted.setdefault(kind, {})[label] = points
+
+    return note
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Say how many points there were."""
+    counted = config.stash.get(POINTS, {})
+    if counted:
+        terminalreporter.section("fault points")
+    for kind, by_scenario in counted.items():
+        listed = ", ".join(f"{label} {points}" for label, points in by_scenario.items())
+        terminalreporter.write_line(f"{kind}: {listed}; {sum(by_scenario.values())} in all")

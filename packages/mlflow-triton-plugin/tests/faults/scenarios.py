@@ -1,0 +1,156 @@
+"""What is interrupted: the commands, what stands there before them, and the models they deploy."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import mlflow
+
+from .commands import Command
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+__all__ = ["NAME", "NEIGHBOUR", "SCENARIOS", "Scenario", "register"]
+
+#: The deployment that is changed, and one whose name begins with its name.
+NAME = "scale"
+NEIGHBOUR = "scale_2"
+
+#: Registered models. The second one's versions bring a labels.txt, which their answer depends on.
+PLAIN = "faults-plain"
+LABELLED = "faults-labelled"
+
+_CONFIG = """\
+# tuned by hand
+backend: "python"
+max_batch_size: 0
+input [ { name: "x" data_type: TYPE_FP32 dims: [ -1 ] } ]
+output [ { name: "y" data_type: TYPE_FP32 dims: [ -1 ] } ]
+instance_group [ { count: 1 kind: KIND_CPU } ]
+"""
+
+_SOURCE = """\
+import pathlib
+
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def initialize(self, args):
+        labels = pathlib.Path(args["model_repository"], "labels.txt")
+        self.label = float(labels.read_text()) if labels.is_file() else 0.0
+
+    def execute(self, requests):
+        responses = []
+        for request in requests:
+            x = pb_utils.get_input_tensor_by_name(request, "x").as_numpy()
+            y = (x * {factor} + self.label).astype("float32")
+            responses.append(pb_utils.InferenceResponse([pb_utils.Tensor("y", y)]))
+        return responses
+"""
+
+#: What a version answers to 1: its factor, and the number in its labels.txt.
+_FACTORS = {1: 2.0, 2: 3.0, 3: 5.0}
+_LABELS = {1: 1000.0, 2: 2000.0}
+
+
+def register(folder: Path) -> None:
+    """Log the models into `folder` and register their versions."""
+    client = mlflow.MlflowClient()
+    for name, labels in ((PLAIN, {}), (LABELLED, _LABELS)):
+        client.create_registered_model(name)
+        for version, factor in _FACTORS.items():
+            source = folder / name / str(version)
+            _log(source, factor, labels.get(version))
+            client.create_model_version(name, str(source))
+
+
+def _log(folder: Path, factor: float, label: float | None) -> None:
+    """A logged model of flavor `triton`, with a file large enough to fill a disk in steps."""
+    version = folder / "model" / "1"
+    version.mkdir(parents=True)
+    (version / "model.py").write_text(_SOURCE.format(factor=factor))
+    (version / "weights.bin").write_bytes(bytes([int(factor)]) * 20_000)
+    (folder / "model" / "config.pbtxt").write_text(_CONFIG)
+    if label is not None:
+        (folder / "model" / "labels.txt").write_text(f"{label}\n")
+    (folder / "MLmodel").write_text(json.dumps({"flavors": {"triton": {"data": "model"}}}))
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One command to interrupt.
+
+    Attributes:
+        before: what makes the state it starts from, in an empty repository.
+        command: the one that is interrupted.
+        restore: what brings that state back after it; None to begin anew, which costs less than
+            a delete: Triton takes a second to unload.
+        old: what the deployment answers before the command; None where there is none.
+        new: and after it.
+    """
+
+    before: tuple[Command, ...]
+    command: Command
+    restore: tuple[Command, ...] | None
+    old: float | None
+    new: float | None
+
+    @property
+    def is_update(self) -> bool:
+        """Whether the deployment must serve throughout."""
+        return self.old is not None and self.new is not None
+
+
+def _create(version: int, model: str = PLAIN, name: str = NAME) -> Command:
+    return Command("create_deployment", name, f"models:/{model}/{version}")
+
+
+def _update(version: int, model: str = PLAIN, keep_versions: int = 2) -> Command:
+    uri = f"models:/{model}/{version}"
+    return Command("update_deployment", NAME, uri, {"keep_versions": keep_versions})
+
+
+_DELETE = Command("delete_deployment", NAME)
+
+#: Committed before everything else, and never touched.
+NEIGHBOUR_CREATED = _create(3, name=NEIGHBOUR)
+NEIGHBOUR_ANSWER = _FACTORS[3]
+
+SCENARIOS: Mapping[str, Scenario] = {
+    "create": Scenario((), _create(1), None, old=None, new=2),
+    "update": Scenario(
+        (_create(1),),
+        _update(2),
+        # the first leaves a pin to the only version there is, the second takes it away
+        (_update(1, keep_versions=1), _update(1)),
+        old=2,
+        new=3,
+    ),
+    "update that prunes": Scenario(
+        (_create(1), _update(2, keep_versions=1)),
+        _update(1, keep_versions=1),
+        (_update(2, keep_versions=1),),
+        old=3,
+        new=2,
+    ),
+    "update of shared files": Scenario(
+        (_create(1, LABELLED),),
+        _update(2, LABELLED),
+        (_update(1, LABELLED, keep_versions=1), _update(1, LABELLED)),
+        old=1002,
+        new=2003,
+    ),
+    "roll-back": Scenario((_create(1), _update(2)), _update(1), (_update(2),), old=3, new=2),
+    "roll-back of shared files": Scenario(
+        (_create(1, LABELLED), _update(2, LABELLED)),
+        _update(1, LABELLED),
+        (_update(2, LABELLED),),
+        old=2003,
+        new=1002,
+    ),
+    "delete": Scenario((_create(1),), _DELETE, (_create(1),), old=2, new=None),
+}

@@ -1,0 +1,77 @@
+"""A command that is killed outright, at every call by which it changes the store or a server.
+
+The state before one call is that after the one before it: a process dies before each call, while
+Triton loads, and after the last call.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .commands import Fault
+from .harness import Walk
+from .scenarios import SCENARIOS, Scenario
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from .harness import Bench
+
+
+def kill_points(calls: tuple[str, ...]) -> Iterator[tuple[str, Fault]]:
+    """Every point of a run that made these calls, with its name."""
+    for number, call in enumerate(calls, 1):
+        yield f"killed before call {number}, {call}", Fault("kill", number)
+        if call.startswith("load "):
+            yield f"killed during call {number}, {call}", Fault("kill-while-loading", number)
+    yield f"killed after the last call, {calls[-1]}", Fault("kill-after", len(calls))
+
+
+def kill(walk: Walk, scenario: Scenario, fault: Fault) -> None:
+    outcome = walk.bench.run_apart(scenario.command, fault)
+    assert outcome.signal == 9, f"nothing was killed: {outcome}"
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("label", SCENARIOS)
+def test_whatever_call_a_command_dies_at_a_fresh_server_serves_what_was_committed(
+    bench: Bench, label: str, count: Callable[[str, str, int], None]
+) -> None:
+    """And the same command again succeeds there, leaving nothing stray.
+
+    The server dies with the command, and another starts with `--exit-on-error=false`. After an
+    update one with Triton's default does too, which ends at the first model that does not load.
+    """
+    scenario = SCENARIOS[label]
+    walk = Walk(bench, label, scenario)
+    for where, fault in kill_points(walk.calls):
+        with walk.point(where):
+            kill(walk, scenario, fault)
+            bench.restart(strictly=scenario.is_update)
+            walk.check_old_or_new()
+            walk.check_can_be_repeated()
+            walk.restore()
+    count("kill points", label, walk.points)
+    walk.conclude()
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("label", SCENARIOS)
+def test_whatever_call_a_command_dies_at_the_server_goes_on(
+    bench: Bench, label: str, count: Callable[[str, str, int], None]
+) -> None:
+    """Beside a server that lives, what served serves, and the same command again succeeds."""
+    scenario = SCENARIOS[label]
+    walk = Walk(bench, label, scenario)
+    for where, fault in kill_points(walk.calls):
+        with walk.point(where):
+            kill(walk, scenario, fault)
+            walk.check_neighbour()
+            if scenario.is_update:
+                walk.check_served()
+            walk.check_can_be_repeated()
+            walk.restore()
+    count("kill points beside a server that lives", label, walk.points)
+    walk.conclude()
