@@ -372,7 +372,7 @@ def test_an_exchange_has_no_moment_between(
     store.write("m/sub/1/a", b"22")
     monkeypatch.setattr(os, "rename", None)
     monkeypatch.setattr(Path, "rename", None)
-    store.exchange("m/1", "m/sub/1")
+    store.exchange([("m/1", "m/sub/1")])
     assert store.list_files("m") == {"1/a": 2, "sub/1/a": 1}
 
 
@@ -382,45 +382,73 @@ def test_nothing_is_exchanged_through_a_link(store: LocalStore, tmp_path: Path) 
     (store.root / "m" / "link").symlink_to(tmp_path / "precious")
     for key, other in (("m/1", "m/link/1"), ("m/link/1", "m/1")):
         with pytest.raises(StoreAccessError, match="is a link"):
-            store.exchange(key, other)
+            store.exchange([(key, other)])
     assert list((tmp_path / "precious" / "1").iterdir()) == []
     assert store.read("m/1/a") == b"1"
 
 
+EXCHANGES = {
+    "one directory": [("m/deep/1", "m/sub/2")],
+    "several": [("m/in/2", "m/2"), ("m/in/labels", "m/labels"), ("m/in/deep/b", "m/deep/b")],
+    "files": [("m/in/labels", "m/labels"), ("m/in/config", "m/config")],
+}
+#: What changes a directory; a process can die right before each of these calls.
+CALLS = ("mkdir", "rename", "fsync", "unlink", "rmdir", "symlink", "link")
+
+
 @pytest.mark.parametrize("killed", [False, True], ids=["failed", "killed"])
-@pytest.mark.parametrize("one", ["m/1", "m/deep/1"])
-def test_an_exchange_in_three_steps_is_finished_or_undone_wherever_it_stops(
-    store: LocalStore, monkeypatch: pytest.MonkeyPatch, one: str, *, killed: bool
+@pytest.mark.parametrize("at_once", [False, True], ids=["in steps", "at once"])
+@pytest.mark.parametrize("label", EXCHANGES)
+def test_an_exchange_is_finished_or_undone_wherever_it_stops(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, label: str, *, at_once: bool, killed: bool
 ) -> None:
-    """By the error's own way out, or by the next sweep; both are there, and nothing else."""
-    monkeypatch.setattr(_exchange, "_renameat2", lambda: None)
-    outcomes = []
+    """By the error's own way out, or by the next sweep; a reader finds all old or all new."""
+    if not at_once:
+        monkeypatch.setattr(_exchange, "_renameat2", lambda: None)
+    pairs = EXCHANGES[label]
+    whole = at_once or label == "files"  # a directory cannot trade its place in one step
+    seen = set()
     for fail_at in count(1):
-        store.write(f"{one}/a", b"one")
-        store.write("m/sub/2/a", b"other")
+        for key, other in pairs:
+            for path, data in ((key, b"new"), (other, b"old")):
+                store.write(f"{path}/a" if path[-1] in "12" else path, data)
         before = everything(store)
-        with pytest.MonkeyPatch.context() as patch:
-            calls = count(1)
-            for name in ("mkdir", "rename", "fsync", "unlink", "rmdir"):
-                patch.setattr(os, name, failing(getattr(os, name), calls, fail_at, killed=killed))
-            child = os.fork() if killed else None
-            if not child:
-                with suppress(StoreError):
-                    store.exchange(one, "m/sub/2")
-                if killed:
-                    os._exit(0)
-            else:
-                os.waitpid(child, 0)
+        over = interrupted(store, pairs, fail_at, killed=killed)
+        if whole:
+            assert {content(store, other) for _, other in pairs} in ({b"old"}, {b"new"})
         store.sweep("m")
         assert everything(store) == before
-        outcomes.append((store.read(f"{one}/a"), store.read("m/sub/2/a")))
-        assert outcomes[-1] in {(b"one", b"other"), (b"other", b"one")}
-        if not killed and next(calls) <= fail_at:
+        found = {(content(store, key), content(store, other)) for key, other in pairs}
+        assert found in ({(b"new", b"old")}, {(b"old", b"new")})
+        seen |= found
+        if over:
             break
-        if killed and fail_at > 40:  # more than there are calls
-            break
-    assert len(set(outcomes)) == 2
-    assert outcomes[-1] == (b"other", b"one")
+    assert (b"old", b"new") in seen
+    assert fail_at > 2
+    assert len(seen) == 2 or (at_once and len(pairs) == 1)
+
+
+def content(store: LocalStore, key: str) -> bytes:
+    """Of a file, or of the one in a directory."""
+    return store.read(f"{key}/a" if key[-1] in "12" else key)
+
+
+def interrupted(
+    store: LocalStore, pairs: list[tuple[str, str]], fail_at: int, *, killed: bool
+) -> bool:
+    """Exchange, and fail or be killed before the `fail_at`-th system call; True if none was."""
+    with pytest.MonkeyPatch.context() as patch:
+        calls = count(1)
+        for name in CALLS:
+            patch.setattr(os, name, failing(getattr(os, name), calls, fail_at, killed=killed))
+        child = os.fork() if killed else 0
+        if child:
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        with suppress(StoreError):
+            store.exchange(pairs)
+        if killed:
+            os._exit(0)
+        return next(calls) <= fail_at
 
 
 def failing(

@@ -46,7 +46,14 @@ _MEMORY = Path("/dev/shm")  # noqa: S108 - a directory of our own in it
 _MIXES = 30
 #: What changes a directory, or makes a change durable. Files that are made or written to by other
 #: calls are seen at the next of these.
-_CALLS = ("mkdir", "rename", "replace", "unlink", "rmdir", "link", "open", "fsync", "fdatasync")
+_CALLS = (
+    *("mkdir", "rename", "replace", "unlink", "rmdir", "symlink", "link", "open"),
+    *("fsync", "fdatasync"),
+)
+
+
+class Link(bytes):
+    """Where a symbolic link leads; on the disk as soon as its name is."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,9 @@ class Recorder:
         with os.scandir(directory) as below:
             for entry in below:
                 found[entry.name] = entry.inode()
-                if entry.is_dir(follow_symlinks=False):
+                if entry.is_symlink():
+                    self.contents[entry.inode()] = Link(os.fsencode(Path(entry.path).readlink()))
+                elif entry.is_dir(follow_symlinks=False):
                     self._scan(Path(entry.path), entries)
                 else:
                     self.contents[entry.inode()] = Path(entry.path).read_bytes()
@@ -173,7 +182,9 @@ class Recorder:
             if not alone:
                 self._complete(kept)
             contents = {
-                each: (moment.flushed_contents.get(each, b""), now)[pick(0, 1)]
+                each: now
+                if isinstance(now, Link)
+                else (moment.flushed_contents.get(each, b""), now)[pick(0, 1)]
                 for each, now in moment.contents.items()
             }
             yield self._tree(self.top, kept, contents)
@@ -236,6 +247,8 @@ def rebuild(root: Path, disk: Snapshot) -> None:
     for path, content in sorted(disk.items()):
         if content is None:
             (root / path).mkdir()
+        elif isinstance(content, Link):
+            (root / path).symlink_to(os.fsdecode(content))
         else:
             (root / path).write_bytes(content)
 
@@ -311,7 +324,7 @@ class PowerCut:
                 rebuild(self.bench.root, found)
                 try:
                     self._check(moment.call)
-                except (AssertionError, OSError, ValueError, TritonRepoError) as exc:
+                except (AssertionError, LookupError, OSError, ValueError, TritonRepoError) as exc:
                     yield f"power cut before {moment.call}: {exc!r}; on the disk: {sorted(found)}"
 
     def _check(self, where: str) -> None:

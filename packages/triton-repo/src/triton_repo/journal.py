@@ -30,8 +30,6 @@ class Journal:
         created: whether the model's directory was not there before.
         new_versions: version directories that the change adds.
         replaced_versions: version directories that it exchanges for others of the same number.
-        exchanged: the digest of each of those others, by number, once the exchange may have begun:
-            which of the two a directory is, its content says.
         shared_before: files beside config.pbtxt that the change touches, with the sha256 under
             which their content was set aside.
         shared_added: files beside config.pbtxt that were not there before.
@@ -51,7 +49,6 @@ class Journal:
     created: bool = False
     new_versions: tuple[int, ...] = ()
     replaced_versions: tuple[int, ...] = ()
-    exchanged: dict[str, str] = field(default_factory=dict)
     shared_before: dict[str, str] = field(default_factory=dict)
     shared_added: tuple[str, ...] = ()
     config_before: bytes | None = None

@@ -6,7 +6,8 @@ A change goes through these steps, and the journal says how far it came:
 stage      journal.json          what is to be done, and what stood here before
            config.pbtxt          pinned to the versions that serve, before another one appears
            N/                    the new version directory; or, apart, incoming/N/
-install    incoming/… ⇄ …        what was staged apart changes places with what it replaces
+install    incoming/… ⇄ …        what was staged apart changes places with what it replaces,
+                                 config.pbtxt among it, in one step
            (the server validates it: a pinned load; see mlflow_triton_plugin.deploy)
 commit     journal.json          what config.pbtxt and the record will be: from here on the change
                                  is finished, not undone, whoever comes next
@@ -39,7 +40,6 @@ from triton_repo.record import (
     FileDigest,
     RecordError,
     VersionRecord,
-    tree_digest,
 )
 
 if TYPE_CHECKING:
@@ -53,6 +53,11 @@ __all__ = ["ModelPlace", "PlaceState", "StagedChange"]
 
 #: A model directory of its own while a change is staged apart; Triton can load it by this path.
 _INCOMING = f"{OUR_DIRECTORY}/incoming"
+#: Says `yes` once what is incoming has changed places with what it overwrites; it goes with it.
+_INSTALLED = f"{OUR_DIRECTORY}/installed"
+_MARK = f"{OUR_DIRECTORY}-mark"
+#: What a commit will write, written before: a disk that fills up must not stop it halfway.
+_READY = f"{OUR_DIRECTORY}/ready"
 
 
 @dataclass(frozen=True)
@@ -178,32 +183,45 @@ class ModelPlace(ModelView):
         return StagedChange(change, versions, shared, apart=self.apart)
 
     def install(self, staged: StagedChange) -> None:
-        """Put everything in its place, except config.pbtxt and the record.
+        """Put everything in its place, so that the server can load it from there.
 
-        Where something that serves is overwritten, a server that starts right now may see old and
-        new files together, for as long as these few renames take.
+        What overwrites something that serves comes with its config.pbtxt, all in one step where
+        the store has that: a server that starts right then serves the old model or the new one.
 
         Raises:
             StoreError: something could not be written; call `recover`.
         """
         change, journal = staged.change, self._journal_of_change()
-        if change.replaced:
-            digests = staged.version_digests()
-            exchanged = {str(each): tree_digest(digests[each]) for each in sorted(change.replaced)}
-            journal = replace(journal, exchanged=exchanged)
-            self._write_journal(journal)
         self._set_aside(journal.shared_before)
         self._put_guard(journal)
-        for version in change.place if staged.apart else ():
-            incoming, place = self.key(f"{_INCOMING}/{version}"), self.key(str(version))
-            if version in change.replaced:
-                self.store.exchange(incoming, place)
-            else:
-                self.store.move(incoming, place)
-        for path in change.shared.names():
-            self.store.move(self.key(f"{_INCOMING}/{path}"), self.key(path))
         for path, digest in change.shared_restored.items():
-            self.store.copy_file(self.key(f"{ASIDE}/{digest.sha256}"), self.key(path))
+            incoming = self.key(f"{_INCOMING}/{path}")
+            if not self.store.exists(incoming):
+                self.store.copy_file(self.key(f"{ASIDE}/{digest.sha256}"), incoming)
+        for version in sorted(set(change.place) - change.replaced) if staged.apart else ():
+            self.store.move(self.key(f"{_INCOMING}/{version}"), self.key(str(version)))
+        for path in sorted(set(change.shared_paths) - journal.shared_before.keys()):
+            self.store.move(self.key(f"{_INCOMING}/{path}"), self.key(path))
+        if change.replaced or not journal.shared_before.keys().isdisjoint(change.shared_paths):
+            self._exchange(journal, staged)
+
+    def _exchange(self, journal: Journal, staged: StagedChange) -> None:
+        """Let what is incoming and what it overwrites change places."""
+        staged.version_digests(), staged.shared_digests()  # durable before a reader finds it
+        config = staged.change.config
+        if config is not None and self.read(CONFIG_FILENAME) is not None:
+            self._write(f"{_INCOMING}/{CONFIG_FILENAME}", config.data)
+        self._write(_INSTALLED, b"no")
+        self._write(f"{_INCOMING}/{_MARK}", b"yes")
+        self._change_places(journal)
+
+    def _change_places(self, journal: Journal) -> None:
+        """Exchange what a change overwrites, and the mark that says so; the same undoes it."""
+        paths = [*map(str, journal.replaced_versions), *journal.shared_before, CONFIG_FILENAME]
+        pairs = [(_INSTALLED, f"{_INCOMING}/{_MARK}")]
+        pairs += [(path, f"{_INCOMING}/{path}") for path in paths]
+        there = [pair for pair in pairs if self.store.exists(self.key(pair[1]))]
+        self.store.exchange([(self.key(incoming), self.key(path)) for path, incoming in there])
 
     def _journal_of_change(self) -> Journal:
         journal = self.journal()
@@ -332,6 +350,9 @@ class ModelPlace(ModelView):
             doomed_versions=tuple(sorted(change.doomed)),
             doomed_shared=change.shared_gone,
         )
+        for path, data in _committed_files(committed):
+            if self.read(path) != data:
+                self._write(f"{_READY}/{path}", data)
         self._write_journal(committed)
         self._finish(committed)
 
@@ -353,7 +374,8 @@ class ModelPlace(ModelView):
         below = (paths | set(self.store.children(self.name))) - {OUR_DIRECTORY}
         for path in sorted(below, key=lambda path: (path == RECORD_FILENAME, path)):
             self.store.remove(self.key(path))
-        for path in self.store.children(self.key(OUR_DIRECTORY)) if paths else ():
+        ours = self.key(OUR_DIRECTORY)
+        for path in self.store.children(ours) if self.store.exists(ours) else ():
             self.store.remove(self.key(f"{OUR_DIRECTORY}/{path}"))
         self.store.remove(self.name)
 
@@ -392,9 +414,11 @@ class ModelPlace(ModelView):
             raise ValueError("only a validated change can be finished")
         if journal.config_after is None:
             self.store.remove(self.key(CONFIG_FILENAME))
-        else:
-            self._write(CONFIG_FILENAME, journal.config_after)
-        self._write(RECORD_FILENAME, journal.record_after)
+        for path, data in _committed_files(journal):
+            if self.read(path) != data and self.read(f"{_READY}/{path}") == data:
+                self.store.move(self.key(f"{_READY}/{path}"), self.key(path))
+            else:
+                self._write(path, data)
         for version in journal.doomed_versions:
             self.store.remove(self.key(str(version)))
         for path in journal.doomed_shared:
@@ -405,8 +429,13 @@ class ModelPlace(ModelView):
         if journal.created:
             self.remove()
             return
-        self._put_back_versions(journal)
-        self._put_back_shared(journal)
+        if self.read(_INSTALLED) == b"yes":
+            self._change_places(journal)
+        for version in sorted(set(journal.new_versions) - set(journal.replaced_versions)):
+            self.store.remove(self.key(str(version)))
+        for path in journal.shared_added:
+            self._remove_shared(path)
+        self.store.remove(self.key(_INCOMING))  # the disk may be full, and what follows writes
         self._put_back_config(journal)
         try:
             record = self.record()
@@ -423,26 +452,6 @@ class ModelPlace(ModelView):
         else:
             self._write(CONFIG_FILENAME, journal.config_before)
 
-    def _put_back_versions(self, journal: Journal) -> None:
-        for version in journal.new_versions:
-            if version not in journal.replaced_versions:
-                self.store.remove(self.key(str(version)))
-        for replaced, digest in journal.exchanged.items():
-            if self._digest_of(self.key(replaced)) == digest:
-                self.store.exchange(self.key(f"{_INCOMING}/{replaced}"), self.key(replaced))
-
-    def _digest_of(self, key: str) -> str:
-        below = self.store.list_files(key)
-        return tree_digest({path: self.store.digest(f"{key}/{path}") for path in below})
-
-    def _put_back_shared(self, journal: Journal) -> None:
-        for path, sha256 in journal.shared_before.items():
-            kept = self.key(f"{ASIDE}/{sha256}")
-            if self.store.exists(kept):  # else it was never touched
-                self.store.copy_file(kept, self.key(path))
-        for path in journal.shared_added:
-            self._remove_shared(path)
-
     def _remove_shared(self, path: str) -> None:
         """Remove a file beside config.pbtxt, and the directories that only it was in."""
         self.store.remove(self.key(path))
@@ -453,7 +462,8 @@ class ModelPlace(ModelView):
 
     def _clean(self, record: DeploymentRecord | None, *, keep_aside: bool = False) -> None:
         """Remove what the change set aside, but not what a kept version needs to come back."""
-        self.store.remove(self.key(_INCOMING))
+        for path in (_INCOMING, _READY, _INSTALLED):
+            self.store.remove(self.key(path))
         wanted = _set_aside_for(record) if record else set()
         aside = self.key(ASIDE)
         kept = self.store.list_files(aside) if self.store.exists(aside) else {}
@@ -471,6 +481,12 @@ class ModelPlace(ModelView):
         """Write unless the content is there already: a file's time stamp means something."""
         if self.read(path) != data:
             self.store.write(self.key(path), data)
+
+
+def _committed_files(journal: Journal) -> list[tuple[str, bytes]]:
+    """config.pbtxt, if there is going to be one, and the record: in the order of the commit."""
+    files = [(CONFIG_FILENAME, journal.config_after), (RECORD_FILENAME, journal.record_after)]
+    return [(path, data) for path, data in files if data is not None]
 
 
 def _set_aside_for(record: DeploymentRecord) -> set[str]:

@@ -359,19 +359,19 @@ class StoreContract:
         """With all that is in them, empty directories too."""
         store.place("m/1", make_tree(tmp_path / "one", {"a": b"1", "b/c": b"22"}, ["none"]))
         store.place("m/aside/2", make_tree(tmp_path / "two", {"a": b"333"}, ["nothing/here"]))
-        store.exchange("m/1", "m/aside/2")
+        store.exchange([("m/1", "m/aside/2")])
         assert store.list_files("m") == {"1/a": 3, "aside/2/a": 1, "aside/2/b/c": 2}
         assert store.children("m/1") == ["nothing"]
         assert store.children("m/1/nothing") == ["here"]
         assert store.children("m/aside/2") == ["b", "none"]
-        store.exchange("m/1", "m/aside/2")
+        store.exchange([("m/1", "m/aside/2")])
         assert store.list_files("m") == {"1/a": 1, "1/b/c": 2, "aside/2/a": 3}
 
     def test_an_empty_directory_changes_places_too(self, store: Store, tmp_path: Path) -> None:
         """An ensemble's version, with one that has files."""
         store.place("m/1", make_tree(tmp_path / "one", {}))
         store.place("m/aside/1", make_tree(tmp_path / "two", {"a": b"1"}))
-        store.exchange("m/1", "m/aside/1")
+        store.exchange([("m/1", "m/aside/1")])
         assert store.list_files("m") == {"1/a": 1}
         assert store.children("m/aside") == ["1"]
 
@@ -379,9 +379,9 @@ class StoreContract:
         """What is right at the root may be named first or second."""
         store.write("m/1/a", b"old")
         store.write("other/sub/m/1/a", b"newer")
-        store.exchange("m", "other/sub/m")
+        store.exchange([("m", "other/sub/m")])
         assert store.list_files("") == {"m/1/a": 5, "other/sub/m/1/a": 3}
-        store.exchange("other/sub/m", "m")
+        store.exchange([("other/sub/m", "m")])
         assert store.list_files("") == {"m/1/a": 3, "other/sub/m/1/a": 5}
         assert store.children("") == ["m", "other"]
 
@@ -390,8 +390,8 @@ class StoreContract:
         store.write("m/a", b"1")
         store.write("m/b", b"22")
         store.write("m/sub/c", b"333")
-        store.exchange("m/a", "m/b")
-        store.exchange("m/a", "m/sub/c")
+        store.exchange([("m/a", "m/b")])
+        store.exchange([("m/a", "m/sub/c")])
         assert store.list_files("m") == {"a": 3, "b": 1, "sub/c": 2}
 
     def test_nothing_changes_places_with_what_is_missing(self, store: Store) -> None:
@@ -399,7 +399,7 @@ class StoreContract:
         store.write("m/1/a", b"1")
         for key, other in (("m/1", "m/2"), ("m/2", "m/1"), ("m/1", "n/2"), ("m/2", "m/3")):
             with pytest.raises(ObjectNotFoundError):
-                store.exchange(key, other)
+                store.exchange([(key, other)])
             assert store.list_files("") == {"m/1/a": 1}
             assert store.children("") == ["m"]
             assert store.children("m") == ["1"]
@@ -409,7 +409,7 @@ class StoreContract:
         store.write("m/1/a", b"1")
         for key, other in (("m", "m/1"), ("m/1", "m")):
             with pytest.raises(StoreError):
-                store.exchange(key, other)
+                store.exchange([(key, other)])
             assert store.list_files("") == {"m/1/a": 1}
 
     def test_a_copy_has_the_same_content_and_leaves_its_source(self, store: Store) -> None:
@@ -677,9 +677,9 @@ class WatchedStore:
         """See `Store`; watched."""
         self.change("move", key, lambda: self.store.move(key, to))
 
-    def exchange(self, key: str, other: str) -> None:
+    def exchange(self, pairs: Sequence[tuple[str, str]]) -> None:
         """See `Store`; watched."""
-        self.change("exchange", key, lambda: self.store.exchange(key, other))
+        self.change("exchange", pairs[0][1], lambda: self.store.exchange(pairs))
 
     def copy_file(self, key: str, to: str) -> None:
         """See `Store`; watched."""

@@ -10,7 +10,7 @@ from triton_repo.errors import StoreError
 from triton_repo.store._local import LocalStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from triton_repo.entry import Tree
@@ -88,13 +88,14 @@ class Store(Protocol):
     def move(self, key: str, to: str) -> None:
         """Move a file (over another) or a directory (to where nothing is)."""
 
-    def exchange(self, key: str, other: str) -> None:
-        """Let two directories, or files, change places; neither is inside the other.
+    def exchange(self, pairs: Sequence[tuple[str, str]]) -> None:
+        """Let directories or files change places, pair by pair; nothing is inside anything else.
 
-        In one step where the store can; elsewhere a reader may for a moment find nothing at
-        `key`, at `other`, or at both, and `sweep` finishes or undoes a call that was killed. It
-        finds it from any directory that `other` is in, so that one should be in a directory whose
-        lock the caller holds. Only one of them may be right at the root.
+        All of them in one step where the store can; elsewhere a reader may for a moment find some
+        exchanged and others not, or a directory missing. `sweep` finishes or undoes a call that was
+        killed. It finds it from any directory that the first pair's second is in, so that one
+        should be in a directory whose lock the caller holds. Only one of a pair may be right at
+        the root.
 
         Raises:
             ObjectNotFoundError: one of them is not there; nothing has changed.

@@ -1,15 +1,23 @@
-"""Two directories or files change places: in one step where the file system can, else in three.
+"""Directories and files change places, any number of them in one step.
 
-Where it cannot (NFS, and FUSE without it), there is a moment in which a reader finds neither. What
-is to be done is noted first, beside the second of them, so that whoever comes after a killed
-exchange can finish or undo it:
+The kernel exchanges one pair at once (`renameat2`). For several there is a moment, the same for
+all, in which one link changes:
 
 ```
-_mlflow_triton_swap-…/keys   the two keys           undone from here: nothing has happened
-                     /held   what stood at `other`  undone from here: `held` goes back
-other                        what stood at `key`    finished from here
-key                          what was held
+_mlflow_triton_swap-…/pairs     the keys
+                     /new/0     what stood at `key`
+                     /links/0   a link to now/0; it takes the place of what stands at `other`
+                     /old/0     what stood at `other`: a file's second name, made before; of a
+                                directory a link to ../links/0, with which it trades places
+                     /now    →  old, and in the one step → new
 ```
+
+While a reader finds links at the others, they lead to the old content; after the one step, to the
+new. Then the new content takes the links' places. What a killed exchange left is finished after
+that step, and undone before it.
+
+Where the file system cannot trade two names at once (NFS, and FUSE without it), a directory's trade
+is two renames, between which a reader finds nothing there.
 
 The system call is made with ctypes: the packages for it (renameat2, atomicswap) are extension
 modules, or bring cffi, for one call.
@@ -22,14 +30,15 @@ import json
 import os
 import shutil
 import uuid
+from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from triton_repo.store._copy import flush_directory
+from triton_repo.store._copy import copy_file, flush_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Iterable, Sequence
 
 __all__ = ["SWAP_PREFIX", "exchange", "finish_exchange"]
 
@@ -40,65 +49,169 @@ _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 #: The kernel, the C library or the file system does not know it.
 _CANNOT = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
+#: The file system has no hard links.
+_NO_SECOND_NAMES = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
-def exchange(root: Path, key: str, other: str) -> None:
-    """Let what is at `key` and what is at `other` change places, durably.
+def exchange(root: Path, pairs: Sequence[tuple[str, str]]) -> None:
+    """Let what is at each `key` and what is at its `other` change places, durably.
+
+    Args:
+        root: what the keys are relative to.
+        pairs: `key` and `other`; nothing in a pair is inside anything of another one.
 
     Raises:
-        OSError: one of them is missing, or cannot be renamed.
+        OSError: something is missing, or cannot be renamed; nothing has changed.
     """
-    one, two = root / key, root / other
-    for path in (one, two):
+    for path in (root / key for pair in pairs for key in pair):
         path.lstat()
-    if key == other:
+    pairs = [(key, other) for key, other in pairs if key != other]
+    if len(pairs) == 1 and _trade_at_once(root / pairs[0][0], root / pairs[0][1]):
+        _flush(root / key for key in pairs[0])
         return
-    if not _exchange_at_once(one, two):
-        _swap(root, key, other)
-    flush_directory(two.parent)
-    if one.parent != two.parent:
-        flush_directory(one.parent)
+    if pairs:
+        _exchange_by_links(root, pairs)
 
 
 def finish_exchange(root: Path, swap: Path) -> None:
-    """Finish or undo an exchange in three steps that was killed; `swap` is what it noted."""
-    held = swap / "held"
-    if os.path.lexists(held):
-        key, other = json.loads((swap / "keys").read_bytes())
-        one, two = root / key, root / other
-        back = one if os.path.lexists(two) else two
-        held.rename(back)
-        flush_directory(back.parent)
-        flush_directory(swap)
+    """Finish or undo an exchange that was killed; `swap` is the directory that it left."""
+    try:
+        pairs = json.loads((swap / "pairs").read_bytes())
+    except (FileNotFoundError, ValueError):  # it was killed before it had moved anything
+        pairs = []
+    _flush([swap / "pairs"])  # what a power cut could still take back decides nothing
+    is_new = (swap / "now").is_symlink() and (swap / "now").readlink() == Path("new")
+    for number, (key, other) in enumerate(pairs):
+        place = _Place(swap, number, root / other)
+        place.settle("new" if is_new else "old")
+        away = place.old if is_new else place.new
+        if os.path.lexists(away) and not os.path.lexists(root / key):
+            away.rename(root / key)
+    _flush(root / key for pair in pairs for key in pair)
     shutil.rmtree(swap)
     flush_directory(swap.parent)
 
 
-def _swap(root: Path, key: str, other: str) -> None:
-    # a flush after every step: of a file system that needs them, nobody knows in which order
-    one, two = root / key, root / other
-    swap = two.with_name(f"{SWAP_PREFIX}{uuid.uuid4().hex}")
+def _exchange_by_links(root: Path, pairs: Sequence[tuple[str, str]]) -> None:
+    swap = (root / pairs[0][1]).with_name(f"{SWAP_PREFIX}{uuid.uuid4().hex}")
     swap.mkdir()
     try:
-        with (swap / "keys").open("xb") as keys:
-            keys.write(json.dumps([key, other]).encode())
-            keys.flush()
-            os.fsync(keys.fileno())
-        _flush(swap, swap.parent)
-        two.rename(swap / "held")
-        _flush(swap, two.parent)
-        one.rename(two)
-        _flush(two.parent, one.parent)
+        with (swap / "pairs").open("xb") as file:
+            file.write(json.dumps(pairs).encode("ascii"))
+            file.flush()
+            os.fsync(file.fileno())
+        places = [_Place(swap, number, root / other) for number, (_, other) in enumerate(pairs)]
+        for name in ("links", "old", "new"):
+            (swap / name).mkdir()
+        (swap / "now").symlink_to("old")
+        for place in places:
+            place.prepare()
+        _flush([swap, swap / "now", *(swap / name / "0" for name in ("links", "old", "new"))])
+        for (key, _), place in zip(pairs, places, strict=True):
+            (root / key).rename(place.new)
+        _flush([swap / "new" / "0", *(root / key for key, _ in pairs)])
+        for place in places:
+            place.become_link()
+        _flush([swap / "links" / "0", *(place.path for place in places)])
+        (swap / "next").symlink_to("new")
+        (swap / "next").rename(swap / "now")  # this is the step
     finally:  # what an error leaves is undone like what a kill leaves
         finish_exchange(root, swap)
 
 
-def _flush(*directories: Path) -> None:
-    for directory in directories:
-        flush_directory(directory)
+@dataclass(frozen=True)
+class _Place:
+    """One of the names that get other content, and what belongs to it in the swap directory."""
+
+    swap: Path
+    number: int
+    path: Path
+
+    @property
+    def link(self) -> Path:
+        return self.swap / "links" / str(self.number)
+
+    @property
+    def new(self) -> Path:
+        return self.swap / "new" / str(self.number)
+
+    @property
+    def old(self) -> Path:
+        """What stood here: a file by its second name, a directory once it has traded places."""
+        second = self.swap / "old" / str(self.number)
+        return self.link if second.is_symlink() else second
+
+    def prepare(self) -> None:
+        """Make the link, and the old content reachable through it."""
+        now = os.path.relpath(self.swap / "now" / str(self.number), self.path.parent)
+        self.link.symlink_to(now)
+        second = self.swap / "old" / str(self.number)
+        if self.path.is_dir():
+            second.symlink_to(f"../links/{self.number}")
+        else:
+            _second_name(self.path, second)
+
+    def become_link(self) -> None:
+        """Put the link in its place; a reader goes on finding the old content."""
+        if self.path.is_dir():
+            _trade(self.link, self.path)
+        else:
+            self.link.rename(self.path)
+
+    def settle(self, which: str) -> None:
+        """Put the old or the new content where the link is, if it is there."""
+        for directory in ("links", "new"):
+            _finish_trade(self.swap / directory / str(self.number), self.path)
+        if not (self.path.is_symlink() and self.swap.name in self.path.readlink().parts):
+            return
+        content = self.new if which == "new" else self.old
+        if content.is_dir():
+            _trade(content, self.path)
+        else:
+            content.rename(self.path)
 
 
-def _exchange_at_once(one: Path, two: Path) -> bool:
+def _second_name(path: Path, second: Path) -> None:
+    try:
+        os.link(path, second)
+    except OSError as exc:
+        if exc.errno not in _NO_SECOND_NAMES:
+            raise
+        copy_file(path, second)
+
+
+# -- one pair ---------------------------------------------------------------------------------
+
+
+def _trade(one: Path, two: Path) -> None:
+    """Let a directory and a link to it change places, in one step where the file system can."""
+    if _trade_at_once(one, two):
+        return
+    held = _held(one)
+    two.rename(held)
+    one.rename(two)
+    held.rename(one)
+
+
+def _finish_trade(one: Path, two: Path) -> None:
+    """Undo a trade of several steps that was killed, or finish it."""
+    held = _held(one)
+    if os.path.lexists(held):
+        held.rename(one if os.path.lexists(two) else two)
+
+
+def _held(one: Path) -> Path:
+    return one.with_name(f"{one.name}.held")
+
+
+def _flush(paths: Iterable[Path]) -> None:
+    """Flush the directories that these are in."""
+    for directory in sorted({path.parent for path in paths}):
+        if directory.is_dir():
+            flush_directory(directory)
+
+
+def _trade_at_once(one: Path, two: Path) -> bool:
     renameat2 = _renameat2()
     if renameat2 is None:
         return False

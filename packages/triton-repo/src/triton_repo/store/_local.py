@@ -15,6 +15,7 @@ import time
 import uuid
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,7 @@ from triton_repo.store._exchange import SWAP_PREFIX, exchange, finish_exchange
 from triton_repo.store._lock import LOCK_SUFFIX, remove_dead_lock, take_lock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from concurrent.futures import Future
 
     from triton_repo.entry import Tree
@@ -171,18 +172,22 @@ class LocalStore:
             flush_directory(target.parent)
             flush_directory(source.parent)
 
-    def exchange(self, key: str, other: str) -> None:
-        one, two = self._writable(key), self._writable(other)
-        if one in two.parents or two in one.parents:
-            raise StoreError(
-                f"{one} and {two} cannot change places: one is inside the other",
-                uri=self.uri,
-                key=key,
-            )
-        if two.parent == self.root:  # what is noted beside the second would be a model there
-            key, other = other, key
-        with self.translated(key):
-            exchange(self.root, key, other)
+    def exchange(self, pairs: Sequence[tuple[str, str]]) -> None:
+        paths = [self._writable(key) for pair in pairs for key in pair]
+        for one, two in combinations(paths, 2):
+            if one in two.parents or two in one.parents:
+                raise StoreError(
+                    f"{one} and {two} cannot change places: one is inside the other",
+                    uri=self.uri,
+                    key=pairs[0][0],
+                )
+        # what is noted beside the second would be a model at the root
+        ordered = [
+            (other, key) if self._path(other).parent == self.root else (key, other)
+            for key, other in pairs
+        ]
+        with self.translated(pairs[0][0] if pairs else ""):
+            exchange(self.root, ordered)
 
     def copy_file(self, key: str, to: str) -> None:
         source, target = self._path(key), self._writable(to)

@@ -1,0 +1,68 @@
+"""What stands in a model's directory, looked at once: the value that changes are planned from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from triton_repo.config import ModelConfig
+    from triton_repo.errors import ConfigError
+    from triton_repo.record import DeploymentRecord, FileDigest, VersionRecord
+
+__all__ = ["Stock"]
+
+
+@dataclass(frozen=True)
+class Stock:
+    """What stands in one model's directory; see `ModelView.take_stock`.
+
+    Attributes:
+        now: a record of what is there, whoever put it.
+        recorded: what the last command recorded; None where it recorded nothing that can be read.
+        edited_config: config.pbtxt, where it is not the one that was put there; None where it is,
+            or there is none.
+        broken_config: why config.pbtxt cannot be read, if it cannot.
+        aside: sha256 of the files beside config.pbtxt that were set aside for older versions.
+    """
+
+    now: DeploymentRecord
+    recorded: DeploymentRecord | None = None
+    edited_config: ModelConfig | None = None
+    broken_config: ConfigError | None = None
+    aside: frozenset[str] = frozenset()
+
+    @property
+    def versions(self) -> Mapping[int, VersionRecord]:
+        """Every version directory, by its number."""
+        return self.now.versions
+
+    @property
+    def serving(self) -> tuple[int, ...]:
+        """The versions that serve, the main one first."""
+        return self.now.serving
+
+    @property
+    def ours(self) -> frozenset[int]:
+        """Version directories that one of our commands placed; only these are ever pruned."""
+        return frozenset(number for number, seen in self.versions.items() if seen.placed_by)
+
+    @property
+    def shared_before(self) -> Mapping[str, FileDigest]:
+        """The files beside config.pbtxt that the last command left there, if they were ours."""
+        recorded = self.recorded
+        ours = recorded is not None and all(seen.placed_by for seen in recorded.served)
+        return recorded.shared if recorded is not None and ours else {}
+
+    def can_return(self, version: int) -> bool:
+        """Whether everything that a version on disk needs in order to serve again is still here."""
+        recorded = self.recorded
+        if recorded is None or version not in recorded.versions:
+            return False
+        seen = self.versions[version]
+        return seen.files == recorded.versions[version].files and all(
+            self.now.shared.get(path) == digest or digest.sha256 in self.aside
+            for path, digest in seen.shared.items()
+        )
