@@ -34,6 +34,7 @@ from triton_repo.errors import (
     ArtifactError,
     DeploymentExistsError,
     DeploymentNotFoundError,
+    StoreError,
     StoreUnavailableError,
     TritonRepoError,
 )
@@ -184,7 +185,8 @@ class Deployer:
         if options.tries_apart and not self.servers.load_paths:
             raise SettingsError(
                 f"validate={options.validate} needs Triton's gRPC protocol, and "
-                f"{self.servers.endpoints} is HTTP; set TRITON_URL to the gRPC address (port 8001 by default)",
+                f"{self.servers.endpoints} is HTTP; set TRITON_URL to the gRPC address "
+                "(port 8001 by default)",
                 setting="-C validate",
             )
         self.store.sweep("")
@@ -325,7 +327,7 @@ class Deployer:
         example: GoldenExample | None = None,
     ) -> dict[str, Any]:
         """Stage, validate, commit; or put everything back."""
-        staged = None
+        staged, states = None, []
         try:
             with copying(place.name, change.size_bytes) as on_copied:
                 staged = place.stage(
@@ -346,11 +348,13 @@ class Deployer:
             )
             # where the model's own policy decides, the server has just said what it serves
             place.commit(staged, serving=change.serving or ready_versions(states))
-        except BaseException:  # Ctrl-C too: what was begun is put back before it goes on
+        except BaseException as exc:  # Ctrl-C too: what was begun is put back before it goes on
             if staged is not None:
                 staged.abandon()
-            self._put_back(place)
-            raise
+            finished = self._put_back(place)
+            if not (finished and isinstance(exc, StoreError)):
+                raise
+            _logger.warning("%s; it was committed, and is finished now", exc)
         return describe(place, states, len(self.servers))
 
     def _try_apart(
@@ -369,14 +373,19 @@ class Deployer:
             check=example.check if example else lambda *_: None,
         )
 
-    def _put_back(self, place: ModelPlace) -> None:
+    def _put_back(self, place: ModelPlace) -> bool:
         """Undo a change that failed, as far as that can be done now.
 
         What remains is named in a warning, and the next command goes on with it.
+
+        Returns:
+            Whether it was committed already, and has been finished instead.
         """
+        finished = False
         try:
             self._settle_before_putting_back(place)
-            if place.recover() != "finished":
+            finished = place.recover() == "finished"
+            if not finished:
                 self._agree(place, _PUT_BACK_TIMEOUT_S)
         except ServerUnavailableError:  # it is down, and will start from what is on disk
             _logger.info("%s was put back on disk; its server does not answer", place.uri)
@@ -384,6 +393,7 @@ class Deployer:
             _logger.warning(
                 "%s could not be put back wholly: %s; run the command again", place.uri, exc
             )
+        return finished
 
     def _settle_before_putting_back(self, place: ModelPlace) -> None:
         try:
