@@ -65,6 +65,8 @@ def tests(session: nox.Session, mlflow: str) -> None:
     # what does not touch MLflow need not run twice
     paths = PATHS if mlflow == "newest" else [path for path in PATHS if "triton-repo" not in path]
     suites = [session.posargs] if session.posargs else [[f"{path}/tests"] for path in paths]
+    if mlflow == "oldest" and not session.posargs:  # one MLflow is enough to break things with
+        suites = [[*suite, "--ignore-glob=*/tests/faults/*"] for suite in suites]
     for suite in suites:  # MLflow's state is the process's: each suite has one of its own
         session.run("pytest", *suite, env=environment(session))
 

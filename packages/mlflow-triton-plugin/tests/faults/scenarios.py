@@ -14,15 +14,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["NAME", "NEIGHBOUR", "SCENARIOS", "Scenario", "register"]
+__all__ = ["KILLED_TOO", "NAME", "NEIGHBOUR", "SCENARIOS", "Scenario", "register"]
 
 #: The deployment that is changed, and one whose name begins with its name.
 NAME = "scale"
 NEIGHBOUR = "scale_2"
 
-#: Registered models. The second one's versions bring a labels.txt, which their answer depends on.
+#: Registered models. The second one's versions bring a labels.txt, which their answer depends on;
+#: the third one's bring several version directories.
 PLAIN = "faults-plain"
 LABELLED = "faults-labelled"
+SETS = "faults-sets"
 
 _CONFIG = """\
 # tuned by hand
@@ -55,25 +57,29 @@ class TritonPythonModel:
 #: What a version answers to 1: its factor, and the number in its labels.txt.
 _FACTORS = {1: 2.0, 2: 3.0, 3: 5.0}
 _LABELS = {1: 1000.0, 2: 2000.0}
+#: The version directories that each version of the third one brings.
+_SETS = {1: (1, 2), 2: (2, 3), 3: (1,)}
 
 
 def register(folder: Path) -> None:
     """Log the models into `folder` and register their versions."""
     client = mlflow.MlflowClient()
-    for name, labels in ((PLAIN, {}), (LABELLED, _LABELS)):
+    for name in (PLAIN, LABELLED, SETS):
         client.create_registered_model(name)
         for version, factor in _FACTORS.items():
             source = folder / name / str(version)
-            _log(source, factor, labels.get(version))
+            label = _LABELS.get(version) if name == LABELLED else None
+            _log(source, factor, label, _SETS[version] if name == SETS else (1,))
             client.create_model_version(name, str(source))
 
 
-def _log(folder: Path, factor: float, label: float | None) -> None:
+def _log(folder: Path, factor: float, label: float | None, numbers: tuple[int, ...]) -> None:
     """A logged model of flavor `triton`, with a file large enough to fill a disk in steps."""
-    version = folder / "model" / "1"
-    version.mkdir(parents=True)
-    (version / "model.py").write_text(_SOURCE.format(factor=factor))
-    (version / "weights.bin").write_bytes(bytes([int(factor)]) * 20_000)
+    for number in numbers:
+        version = folder / "model" / str(number)
+        version.mkdir(parents=True)
+        (version / "model.py").write_text(_SOURCE.format(factor=factor))
+        (version / "weights.bin").write_bytes(bytes([int(factor)]) * 20_000)
     (folder / "model" / "config.pbtxt").write_text(_CONFIG)
     if label is not None:
         (folder / "model" / "labels.txt").write_text(f"{label}\n")
@@ -109,9 +115,12 @@ def _create(version: int, model: str = PLAIN, name: str = NAME) -> Command:
     return Command("create_deployment", name, f"models:/{model}/{version}")
 
 
-def _update(version: int, model: str = PLAIN, keep_versions: int = 2) -> Command:
+def _update(
+    version: int, model: str = PLAIN, keep_versions: int = 2, validate: str = "false"
+) -> Command:
     uri = f"models:/{model}/{version}"
-    return Command("update_deployment", NAME, uri, {"keep_versions": keep_versions})
+    options = {"keep_versions": keep_versions, "validate": validate}
+    return Command("update_deployment", NAME, uri, options)
 
 
 _DELETE = Command("delete_deployment", NAME)
@@ -153,4 +162,18 @@ SCENARIOS: Mapping[str, Scenario] = {
         new=1002,
     ),
     "delete": Scenario((_create(1),), _DELETE, (_create(1),), old=2, new=None),
+}
+
+#: For the walks of kills alone: more ways through the same steps.
+KILLED_TOO: Mapping[str, Scenario] = {
+    "update that is loaded apart": Scenario(
+        (_create(1),),
+        _update(2, validate="load"),
+        (_update(1, keep_versions=1), _update(1)),
+        old=2,
+        new=3,
+    ),
+    "update of a set": Scenario(
+        (_create(1, SETS),), _update(2, SETS), (_update(1, SETS),), old=2, new=3
+    ),
 }

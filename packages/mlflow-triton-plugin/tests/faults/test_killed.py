@@ -12,12 +12,15 @@ import pytest
 
 from .commands import Fault
 from .harness import Walk
-from .scenarios import SCENARIOS, Scenario
+from .scenarios import KILLED_TOO, SCENARIOS, Scenario
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from .harness import Bench
+
+
+ALL_SCENARIOS = {**SCENARIOS, **KILLED_TOO}
 
 
 def kill_points(calls: tuple[str, ...]) -> Iterator[tuple[str, Fault]]:
@@ -35,7 +38,7 @@ def kill(walk: Walk, scenario: Scenario, fault: Fault) -> None:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("label", SCENARIOS)
+@pytest.mark.parametrize("label", ALL_SCENARIOS)
 def test_whatever_call_a_command_dies_at_a_fresh_server_serves_what_was_committed(
     bench: Bench, label: str, count: Callable[[str, str, int], None]
 ) -> None:
@@ -44,7 +47,7 @@ def test_whatever_call_a_command_dies_at_a_fresh_server_serves_what_was_committe
     The server dies with the command, and another starts with `--exit-on-error=false`. After an
     update one with Triton's default does too, which ends at the first model that does not load.
     """
-    scenario = SCENARIOS[label]
+    scenario = ALL_SCENARIOS[label]
     walk = Walk(bench, label, scenario)
     for where, fault in kill_points(walk.calls):
         with walk.point(where):

@@ -207,7 +207,8 @@ class ModelPlace(ModelView):
 
     def _exchange(self, journal: Journal, staged: StagedChange) -> None:
         """Let what is incoming and what it overwrites change places."""
-        staged.version_digests(), staged.shared_digests()  # durable before a reader finds it
+        # All is durable before a reader finds it, and the record has room before anything moves.
+        self._write(f"{_READY}/{RECORD_FILENAME}", self._record_of(staged).to_bytes())
         config = staged.change.config
         if config is not None and self.read(CONFIG_FILENAME) is not None:
             self._write(f"{_INCOMING}/{CONFIG_FILENAME}", config.data)
@@ -290,12 +291,8 @@ class ModelPlace(ModelView):
             return None
         return self.store.place(self.key(_INCOMING), change.shared, on_copied)
 
-    def _record_of(
-        self,
-        change: Change,
-        files: Mapping[int, Mapping[str, FileDigest]],
-        shared: Mapping[str, FileDigest],
-    ) -> DeploymentRecord:
+    def _record_of(self, staged: StagedChange) -> DeploymentRecord:
+        change, files, shared = staged.change, staged.version_digests(), staged.shared_digests()
         before = dict(change.base.versions) if change.base else {}
         known = change.base.recorded if change.base else None
         for number, was in known.versions.items() if known else ():
@@ -340,7 +337,7 @@ class ModelPlace(ModelView):
                 `recover`, which finishes or undoes it.
         """
         change = staged.change
-        record = self._record_of(change, staged.version_digests(), staged.shared_digests())
+        record = self._record_of(staged)
         if serving:
             record = replace(record, serving=serving)
         committed = replace(
@@ -429,13 +426,14 @@ class ModelPlace(ModelView):
         if journal.created:
             self.remove()
             return
+        self.store.remove(self.key(_READY))  # the disk may be full, and what follows writes
         if self.read(_INSTALLED) == b"yes":
             self._change_places(journal)
         for version in sorted(set(journal.new_versions) - set(journal.replaced_versions)):
             self.store.remove(self.key(str(version)))
         for path in journal.shared_added:
             self._remove_shared(path)
-        self.store.remove(self.key(_INCOMING))  # the disk may be full, and what follows writes
+        self.store.remove(self.key(_INCOMING))
         self._put_back_config(journal)
         try:
             record = self.record()
