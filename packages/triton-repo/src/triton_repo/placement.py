@@ -171,9 +171,7 @@ class ModelPlace(ModelView):
         """Make `incoming/` the model directory to be, config.pbtxt left out."""
         shared = self._place_shared(change, on_copied)
         for path, digest in change.shared_restored.items():
-            self.store.copy_file(
-                self.key(f"{ASIDE}/{digest.sha256}"), self.key(f"{_INCOMING}/{path}")
-            )
+            self._take_back(path, digest)
         for path in change.shared_kept:
             self.store.copy_file(self.key(path), self.key(f"{_INCOMING}/{path}"))
         versions = {
@@ -181,6 +179,18 @@ class ModelPlace(ModelView):
             for version, tree in change.entry.versions.items()
         }
         return StagedChange(change, versions, shared, apart=self.apart)
+
+    def _take_back(self, path: str, digest: FileDigest) -> None:
+        """Copy a file that was set aside to where it can be installed from."""
+        kept = self.key(f"{ASIDE}/{digest.sha256}")
+        if self.store.digest(kept) != digest:
+            raise StoreError(
+                f"{self.store.uri}/{kept}, which {path} was set aside as, is damaged; update with "
+                "-C validate=load places the model's own again",
+                uri=self.store.uri,
+                key=kept,
+            )
+        self.store.copy_file(kept, self.key(f"{_INCOMING}/{path}"))
 
     def install(self, staged: StagedChange) -> None:
         """Put everything in its place, so that the server can load it from there.
@@ -195,12 +205,13 @@ class ModelPlace(ModelView):
         self._set_aside(journal.shared_before)
         self._put_guard(journal)
         for path, digest in change.shared_restored.items():
-            incoming = self.key(f"{_INCOMING}/{path}")
-            if not self.store.exists(incoming):
-                self.store.copy_file(self.key(f"{ASIDE}/{digest.sha256}"), incoming)
-        for version in sorted(set(change.place) - change.replaced) if staged.apart else ():
-            self.store.move(self.key(f"{_INCOMING}/{version}"), self.key(str(version)))
-        for path in sorted(set(change.shared_paths) - journal.shared_before.keys()):
+            if not self.store.exists(self.key(f"{_INCOMING}/{path}")):
+                self._take_back(path, digest)
+        new = sorted(set(change.place) - change.replaced) if staged.apart else ()
+        added = sorted(set(change.shared_paths) - journal.shared_before.keys())
+        for path in (*map(str, new), *added):
+            if self.store.exists(self.key(path)):  # since the plan was made
+                raise self._in_the_way(path)
             self.store.move(self.key(f"{_INCOMING}/{path}"), self.key(path))
         if change.replaced or not journal.shared_before.keys().isdisjoint(change.shared_paths):
             self._exchange(journal, staged)
@@ -313,7 +324,6 @@ class ModelPlace(ModelView):
                 source=change.source,
                 shared=shared,
                 config=config,
-                placed_by=WRITER,
                 flavor=flavor,
             )
         return DeploymentRecord(
@@ -423,16 +433,15 @@ class ModelPlace(ModelView):
         self._clean(DeploymentRecord.parse(journal.record_after))
 
     def _undo(self, journal: Journal) -> None:
-        if journal.created:
-            self.remove()
-            return
         self.store.remove(self.key(_READY))  # the disk may be full, and what follows writes
         if self.read(_INSTALLED) == b"yes":
             self._change_places(journal)
         for version in sorted(set(journal.new_versions) - set(journal.replaced_versions)):
-            self.store.remove(self.key(str(version)))
+            if self._was_installed(str(version)):
+                self.store.remove(self.key(str(version)))
         for path in journal.shared_added:
-            self._remove_shared(path)
+            if self._was_installed(path):
+                self._remove_shared(path)
         self.store.remove(self.key(_INCOMING))
         self._put_back_config(journal)
         try:
@@ -441,6 +450,8 @@ class ModelPlace(ModelView):
             self._clean(None, keep_aside=True)
         else:
             self._clean(record)
+        if journal.created:
+            self._tidy()  # whole, unless somebody has put something of their own there
 
     def _put_back_config(self, journal: Journal) -> None:
         if journal.config_guard is None or self.read(CONFIG_FILENAME) != journal.config_guard:
@@ -449,6 +460,23 @@ class ModelPlace(ModelView):
             self.store.remove(self.key(CONFIG_FILENAME))
         else:
             self._write(CONFIG_FILENAME, journal.config_before)
+
+    def _was_installed(self, path: str) -> bool:
+        """Whether what stands at a path that a change adds is the change's own, or nothing.
+
+        What is still incoming was not put there, and somebody else may have put something there.
+        """
+        incoming, place = self.key(f"{_INCOMING}/{path}"), self.key(path)
+        if not self.store.exists(incoming) or not self.store.exists(place):
+            return True
+        return self._content(incoming) == self._content(place)  # a rename that a power cut halved
+
+    def _content(self, key: str) -> dict[str, FileDigest]:
+        try:
+            below = self.store.list_files(key)
+        except StoreError:  # a file
+            return {"": self.store.digest(key)}
+        return {path: self.store.digest(f"{key}/{path}") for path in below}
 
     def _remove_shared(self, path: str) -> None:
         """Remove a file beside config.pbtxt, and the directories that only it was in."""

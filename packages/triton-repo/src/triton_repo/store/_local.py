@@ -8,6 +8,7 @@ XFS, Btrfs, ZFS do; some network file systems do not). What locks need is said i
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
 import stat
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from triton_repo.record import FileDigest
 
 __all__ = ["LocalStore"]
+
+_logger = logging.getLogger(__name__)
 
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _MISSING = {errno.ENOENT, errno.ENOTDIR}
@@ -215,7 +218,7 @@ class LocalStore:
                 else:
                     path.rename(trash)  # gone at once, not file by file; after a power cut, too
                     flush_directory(path.parent)
-                shutil.rmtree(trash)
+                _empty(trash)
             elif os.path.lexists(path):  # not below a file, either
                 path.unlink(missing_ok=True)
             if path.parent.is_dir():
@@ -238,7 +241,7 @@ class LocalStore:
             half = [name for name in files if name.startswith(_TEMPORARY)]
             below[:] = [name for name in below if name not in trash]
             for name in trash:
-                shutil.rmtree(Path(directory, name))
+                _empty(Path(directory, name))
             for name in half:
                 Path(directory, name).unlink(missing_ok=True)
             if trash or half:
@@ -303,6 +306,19 @@ class LocalStore:
                 key=key,
             )
         return StoreUnavailableError(f"{where}: {what}", uri=self.uri, key=key)
+
+
+def _empty(trash: Path) -> None:
+    """Remove a directory that nobody wants; one with a name of its own may stay behind.
+
+    A server that runs as another user leaves bytecode in there that this one cannot remove.
+    """
+    try:
+        shutil.rmtree(trash)
+    except PermissionError as exc:
+        if not trash.name.startswith(_TEMPORARY):
+            raise
+        _logger.warning("%s cannot be removed (%s); nobody needs it", trash, exc)
 
 
 def _temporary_beside(path: Path) -> Path:
