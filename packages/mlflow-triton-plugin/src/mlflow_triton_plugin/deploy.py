@@ -15,7 +15,8 @@ import getpass
 import logging
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mlflow_triton_plugin.describe import describe, ready_versions
@@ -28,6 +29,7 @@ from mlflow_triton_plugin.errors import (
 from mlflow_triton_plugin.fetch import fetched, resolve
 from mlflow_triton_plugin.golden import read_example
 from mlflow_triton_plugin.progress import copying
+from mlflow_triton_plugin.settings import DEFAULT_KEEP_VERSIONS
 from triton_repo.change import Change, Together, plan_change, plan_return
 from triton_repo.entry import check_name
 from triton_repo.errors import (
@@ -116,13 +118,16 @@ class Deployer:
             if place.state() is not PlaceState.DEPLOYED:
                 raise _not_deployed(place)
             base = place.take_stock()
-            if model_uri is None and options.serve_versions is not None and not options.tries_apart:
-                version = _main_of(base, options.serve_versions)
-                source = base.versions[version].source
-                return self._return(place, base, version, source, options)
+            together = options.serve_versions or (_several(base) if model_uri is None else None)
+            if model_uri is None and together is not None and not options.tries_apart:
+                return self._choose(place, base, together, options)
             model = resolve(model_uri or _uri_of(place, base))
             kept = None if options.tries_apart else _kept_version(base, model)
-            if kept is not None and flavor in (None, base.versions[kept].flavor):
+            if (
+                kept is not None
+                and flavor in (None, base.versions[kept].flavor)
+                and _is_intact(place, base, kept)
+            ):
                 return self._return(place, base, kept, model.source, options)
             return self._deploy(place, base, model, flavor, options, operation="update")
 
@@ -273,7 +278,7 @@ class Deployer:
         *,
         operation: str,
     ) -> dict[str, Any]:
-        if base is not None and options.on_conflict != "replace":
+        if base is not None and (options.on_conflict != "replace" or _is_ours(base)):
             _check_config(place, base)
         wanted = model.source.registered_version
         with fetched(model) as artifact:
@@ -283,21 +288,46 @@ class Deployer:
                 name=place.name,
                 version=wanted or 1,
             )
-            change = plan_change(
+            plan = partial(
+                plan_change,
                 entry,
                 model.source,
-                base=base,
                 wanted_version=wanted,
-                keep_versions=options.keep_versions,
-                keep_base=options.on_conflict != "replace",
+                keep_versions=options.keep_versions or DEFAULT_KEEP_VERSIONS,
+                keep_base=options.on_conflict != "replace" or _is_ours(base),
                 together=options.serve_versions,
             )
+            change = plan(base=base)
+            if base is not None and change.reuse is not None:
+                found = place.digests_of(change.reuse, base.versions[change.reuse].files)
+                change = plan(base=base.with_files(change.reuse, found))  # damage is placed anew
             example = (
                 read_example(artifact, tolerance=options.validate_tolerance)
                 if options.validate == "true"
                 else None
             )
             return self._apply(place, change, options, operation=operation, example=example)
+
+    def _choose(
+        self, place: ModelPlace, base: Stock, together: Together, options: Options
+    ) -> dict[str, Any]:
+        """Serve these versions, from what is on disk; nothing else changes unless it is asked for.
+
+        Raises:
+            ArtifactError: one of them is not what was placed.
+        """
+        _check_config(place, base)
+        version = _main_of(base, together)
+        serving = together.chosen(version, base.versions)
+        for each in serving:
+            if not (base.can_return(each) and _is_intact(place, base, each)):
+                raise ArtifactError(
+                    f"version {each} of {place.uri} is not what was placed; `mlflow-triton verify "
+                    f"{place.name}` names what differs, update -m with its model places it again"
+                )
+        keep_all = options.keep_versions or len(base.versions)
+        options = replace(options, serve_versions=together, keep_versions=keep_all)
+        return self._return(place, base, version, base.versions[version].source, options)
 
     def _return(
         self,
@@ -312,7 +342,7 @@ class Deployer:
             base,
             version,
             source=source,
-            keep_versions=options.keep_versions,
+            keep_versions=options.keep_versions or DEFAULT_KEEP_VERSIONS,
             together=options.serve_versions,
         )
         return self._apply(place, change, options, operation="update")
@@ -418,6 +448,23 @@ def holder() -> str:
     except (KeyError, OSError):  # a container without a passwd entry
         user = f"uid {os.getuid()}"
     return f"{user}@{socket.gethostname()} (process {os.getpid()})"
+
+
+def _is_ours(base: Stock | None) -> bool:
+    """Whether a command of ours deployed what stands there: on_conflict is about others'."""
+    return base is not None and base.recorded is not None
+
+
+def _several(base: Stock) -> Together | None:
+    """The versions that serve together, where somebody chose them."""
+    chosen = len(base.serving) > 1 and all(seen.members == 1 for seen in base.now.served)
+    return Together(versions=base.serving) if chosen else None
+
+
+def _is_intact(place: ModelPlace, base: Stock, version: int) -> bool:
+    """Whether a version's files are what was placed; they are read whole."""
+    files = base.versions[version].files
+    return place.digests_of(version, files) == files
 
 
 def _check_config(place: ModelPlace, base: Stock) -> None:

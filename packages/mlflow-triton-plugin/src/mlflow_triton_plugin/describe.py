@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from triton_repo.entry import check_name
@@ -13,6 +13,7 @@ from triton_repo.errors import (
     TritonRepoError,
 )
 from triton_repo.model_view import ModelView, PlaceState
+from triton_repo.record import tree_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -115,12 +116,12 @@ def _state(
     if journal is not None:
         return "INTERRUPTED", (
             f"{journal.operation} by {journal.holder} since {journal.since} is under way or was "
-            f"interrupted; if it was, {journal.operation} again, or delete"
+            f"interrupted; if it was, {journal.operation} again, delete, or mlflow-triton repair"
         )
     wanted = set(record.serving) if record and record.serving else set()
     ready = [each for each in states if each.state == "READY"]
-    seen = {int(each.version) for each in ready}
-    if ready and wanted <= seen and len(ready) >= servers * max(1, len(wanted)):
+    counts = Counter(int(each.version) for each in ready)
+    if ready and all(count >= servers for count in (counts[each] for each in wanted or counts)):
         return "READY", ""
     relevant = [each for each in states if not wanted or int(each.version) in wanted]
     for each in sorted(relevant, key=lambda each: each.state == "READY"):
@@ -139,12 +140,6 @@ def _version(version: VersionRecord | None) -> dict[str, Any]:
         return {"source": "", "digest": "", "placed_at": ""}
     return {
         "source": version.source.concrete_uri,
-        "digest": _digest(version),
+        "digest": f"sha256:{tree_digest(version.files)}",
         "placed_at": version.placed_at,
     }
-
-
-def _digest(version: VersionRecord) -> str:
-    """One sha256 over the digests of all the files of a version."""
-    lines = "".join(f"{seen.sha256}  {path}\n" for path, seen in sorted(version.files.items()))
-    return f"sha256:{hashlib.sha256(lines.encode('utf-8', 'surrogateescape')).hexdigest()}"

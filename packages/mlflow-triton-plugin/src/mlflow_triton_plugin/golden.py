@@ -50,7 +50,7 @@ class GoldenExample:
     tolerance: float = 1e-3
 
     def check(self, server: TritonServer, model: str) -> None:
-        """Ask `model` on `server`.
+        """Ask `model` on `server`; the highest of its versions that are READY answers.
 
         Raises:
             GoldenCheckError: it refuses its own example, or its answer has the wrong names,

@@ -6,6 +6,7 @@ MLflow looks in this module for `run_local`, `target_help` and exactly one subcl
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from mlflow.deployments import base as deployments_base
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from triton_repo.store import Store
 
 __all__ = ["TritonDeploymentClient", "run_local", "target_help"]
+
+_logger = logging.getLogger(__name__)
 
 
 class TritonDeploymentClient(deployments_base.BaseDeploymentClient):
@@ -125,7 +128,8 @@ class TritonDeploymentClient(deployments_base.BaseDeploymentClient):
         with translated():
             _refuse_endpoint(endpoint)
             options = parse_options(config, command="delete")
-            self._deployer().delete(name, options)
+            if not self._deployer().delete(name, options):
+                _logger.warning("there was no deployment %s", name)
 
     def list_deployments(self, endpoint: str | None = None) -> list[dict[str, Any]]:
         """Every deployment in the repository, whatever its state.

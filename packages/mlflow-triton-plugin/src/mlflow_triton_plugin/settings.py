@@ -33,6 +33,7 @@ OnConflict = Literal["fail", "adopt", "replace"]
 Validate = Literal["false", "load", "true"]
 
 DEFAULT_URL = "localhost:8001"
+DEFAULT_KEEP_VERSIONS = 2
 _DEFAULT_PORTS = {"grpc": 8001, "grpcs": 8001, "http": 8000, "https": 443}
 _ADDRESS = re.compile(
     r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[^\s/:@\[\]]+)(:(?P<port>\d+))?(?P<path>/\S*)?"
@@ -152,7 +153,7 @@ class Options:
     """What `-C` (or `config=` in Python) said, with defaults filled in; see `OPTIONS`."""
 
     on_conflict: OnConflict = "fail"
-    keep_versions: int = 2
+    keep_versions: int | None = None
     serve_versions: Together | None = None
     validate: Validate = "false"
     validate_tolerance: float = 1e-3
@@ -262,7 +263,7 @@ OPTIONS: dict[str, _Option] = {
         _count(1),
         ("create", "update"),
         "how many version directories may stay on disk, those that serve included; default 2. "
-        "What serves always stays",
+        "What serves always stays; update -C serve_versions without a model URI keeps all",
     ),
     "serve_versions": _Option(
         "serve_versions",

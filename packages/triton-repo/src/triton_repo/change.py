@@ -80,6 +80,8 @@ class Change:
         shared_kept: files beside config.pbtxt that are right already.
         shared_restored: files beside config.pbtxt to take back from what was set aside.
         shared_gone: files beside config.pbtxt to remove once committed.
+        own_config: see `VersionRecord`.
+        own_shared: see `VersionRecord`.
         returns: whether it serves again what has served before, from what is on disk alone.
     """
 
@@ -97,6 +99,8 @@ class Change:
     shared_kept: Mapping[str, FileDigest] = field(default_factory=dict)
     shared_restored: Mapping[str, FileDigest] = field(default_factory=dict)
     shared_gone: tuple[str, ...] = ()
+    own_config: str | None = None
+    own_shared: Mapping[str, FileDigest] = field(default_factory=dict)
     returns: bool = False
 
     @property
@@ -155,8 +159,10 @@ def plan_change(
         ConfigError: `keep_versions` is no count, or what `together` names cannot serve together.
         ArtifactError: a model with several versions cannot stand beside versions of others.
     """
+    brought = entry.config.text if entry.config is not None else ""
     if base is not None and keep_base:
         entry = _with_edited_config(entry, base)
+    own = None if (entry.config.text if entry.config is not None else "") == brought else brought
     if len(entry.versions) == 1:
         number, reuse = _choose_version(entry, source, base, wanted_version, keep_base=keep_base)
         on_disk = frozenset(base.versions if base else ())
@@ -166,7 +172,7 @@ def plan_change(
         else:
             doomed = on_disk - {number}
         single = _plan_single(entry.renumbered(number), source, base, serving, reuse=reuse)
-        change = replace(single, doomed=doomed - single.replaced)
+        change = replace(single, doomed=doomed - single.replaced, own_config=own)
         return _checked_together(_with_shared(change, keep_base=keep_base))
     on_disk = frozenset(base.versions if base else ())
     if base is not None and keep_base and not base.ours >= on_disk:
@@ -188,6 +194,7 @@ def plan_change(
             serving=entry.config.pinned_versions if entry.config else (),
             config=entry.config,
             load_config=entry.config,
+            own_config=own,
             replaced=on_disk & numbers,
             doomed=on_disk - numbers,
         ),
@@ -216,7 +223,9 @@ def _with_edited_config(entry: RepositoryEntry, base: Stock) -> RepositoryEntry:
 
 def _unchanged(config: ModelConfig | None, recorded: DeploymentRecord) -> bool:
     """Whether this is the config.pbtxt that the model which serves brought."""
-    return config is not None and any(seen.config == config.text for seen in recorded.served)
+    return config is not None and any(
+        seen.brought_config == config.text for seen in recorded.served
+    )
 
 
 def _choose_version(
@@ -325,10 +334,12 @@ def plan_return(
     return _checked_together(
         replace(
             single,
-            doomed=base.ours - _kept(base, serving, keep_versions),
+            doomed=base.ours - _kept(base, serving, keep_versions) - _companions(base, version),
             shared_kept={path: each for path, each in seen.shared.items() if path not in restored},
             shared_restored=restored,
             shared_gone=_gone(base, set(seen.shared)),
+            own_config=seen.own_config,
+            own_shared=seen.own_shared,
             returns=True,
         )
     )
@@ -362,6 +373,13 @@ def _same_content(tree: Tree, base: Stock | None, wanted_version: int) -> int | 
     return None
 
 
+def _companions(base: Stock, version: int) -> set[int]:
+    """The versions that the same model brought; they stay as long as one of them does."""
+    if base.versions[version].members == 1:
+        return set()
+    return {number for number, seen in base.versions.items() if seen.members > 1}
+
+
 def _kept(base: Stock, serving: tuple[int, ...], keep_versions: int) -> frozenset[int]:
     """What is going to serve, what serves now, and the youngest others, as many as may stay."""
     if keep_versions < 1:
@@ -380,20 +398,31 @@ def _with_shared(change: Change, *, keep_base: bool) -> Change:
     """Add what happens to the files beside config.pbtxt."""
     base = change.base
     now = base.now.shared if base is not None else {}
-    was = base.recorded.shared if base is not None and base.recorded is not None else now
+    main = base.recorded.main if base is not None and base.recorded is not None else None
+    was = main.brought_shared if main is not None else now
     kept: dict[str, FileDigest] = {}
+    own: dict[str, FileDigest] = {}
     fresh = []
     for file in change.entry.shared.files:
         path = str(file.path)
+        brought = digest_file(file.source) if path in now else None
         # right already; or edited in the repository, while the model's own is what it was
-        if path in now and digest_file(file.source) in (now[path], was.get(path)):
+        if brought is not None and brought in (now[path], was.get(path)):
             kept[path] = now[path]
+            if brought != now[path]:
+                own[path] = brought
         else:
             fresh.append(file)
     wanted = set(change.entry.shared.names())
     wanted |= {path for _, path in change.config.named_files} if change.config else set()
     gone = _gone(base, wanted) if base is not None and keep_base else tuple(now.keys() - wanted)
-    return replace(change, shared=Tree(tuple(fresh)), shared_kept=kept, shared_gone=gone)
+    return replace(
+        change,
+        shared=Tree(tuple(fresh)),
+        shared_kept=kept,
+        shared_gone=gone,
+        own_shared=own,
+    )
 
 
 def _gone(base: Stock, wanted: set[str]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
@@ -32,6 +33,9 @@ __all__ = ["ASIDE", "JOURNAL", "NO_CONFIG", "ModelView", "PlaceState"]
 #: Paths in a model's directory: the journal, and files beside config.pbtxt that were set aside.
 JOURNAL = f"{OUR_DIRECTORY}/journal.json"
 ASIDE = f"{OUR_DIRECTORY}/shared"
+
+#: How many files are read at once.
+_READERS = 4
 
 #: What Triton reads where there is no config.pbtxt.
 NO_CONFIG = ModelConfig.parse("")
@@ -158,7 +162,11 @@ class ModelView:
             broken = exc
         listed = self.store.list_files(self.name)
         numbers = self.versions()
-        shared = self.digests(path for path in listed if is_shared_path(PurePosixPath(path)))
+        beside = [path for path in listed if is_shared_path(PurePosixPath(path))]
+        if recorded is not None and recorded.versions:  # the rest is somebody's own
+            known = {path for seen in recorded.versions.values() for path in seen.shared}
+            beside = [path for path in beside if path in known]
+        shared = self.digests(beside)
         serving = recorded.serving if recorded is not None else ()
         serving = serving or (config or NO_CONFIG).served(numbers)
         versions = {}
@@ -182,6 +190,13 @@ class ModelView:
             aside=frozenset(_below(listed, ASIDE)),
         )
 
+    def digests_of(self, version: int, paths: Iterable[str]) -> dict[str, FileDigest]:
+        """Digests of files of one version, by path in it, read side by side."""
+        listed = list(paths)
+        with ThreadPoolExecutor(min(_READERS, len(listed) or 1)) as pool:
+            keys = [self.key(f"{version}/{path}") for path in listed]
+            return dict(zip(listed, pool.map(self.store.digest, keys), strict=True))
+
     def _stock_of(
         self,
         version: int,
@@ -191,11 +206,11 @@ class ModelView:
     ) -> VersionRecord:
         sizes = {path: size for path, size in below.items() if not is_bytecode(PurePosixPath(path))}
         seen = recorded.versions.get(version) if recorded else None
-        if seen is not None and sizes == {
-            path: file.size_bytes for path, file in seen.files.items()
-        }:
-            return seen
-        files = {path: self.store.digest(self.key(f"{version}/{path}")) for path in sizes}
+        if seen is not None and all(
+            sizes.get(path) == file.size_bytes for path, file in seen.files.items()
+        ):
+            return seen  # what else there may be is somebody's own
+        files = self.digests_of(version, sizes)
         if seen is not None:  # damaged, or edited
             return replace(seen, files=files)
         uri = recorded.model_uri if recorded else ""
@@ -217,7 +232,7 @@ def _edited(config: ModelConfig | None, recorded: DeploymentRecord | None) -> Mo
     """The config.pbtxt on disk, where it is not the one we put there."""
     if config is None or recorded is None or recorded.main is None:
         return config
-    ours = ModelConfig.parse(recorded.main.config)
+    ours = ModelConfig.parse(recorded.main.brought_config)
     pinned = ours.pinned(config.pinned_versions) if config.pinned_versions else ours
     return None if config.data in (ours.data, pinned.data) else config
 

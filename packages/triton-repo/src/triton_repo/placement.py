@@ -251,8 +251,9 @@ class ModelPlace(ModelView):
             if version not in change.replaced and self.store.exists(self.key(str(version))):
                 raise self._in_the_way(str(version))
         present = self.shared_files()
+        known = change.base.now.shared if change.base else {}
         for path in change.shared_paths:
-            if path not in present and self.store.exists(self.key(path)):
+            if path not in known and self.store.exists(self.key(path)):
                 raise self._in_the_way(path)
             for parent in list(PurePosixPath(path).parents)[:-1]:
                 if str(parent) in present:
@@ -314,7 +315,18 @@ class ModelPlace(ModelView):
         config = change.entry.config.text if change.entry.config else ""
         members = len(change.entry.versions)
         flavor = change.entry.flavor
-        new = VersionRecord(change.source, {}, shared, config, _now(), WRITER, flavor, members)
+        new = VersionRecord(
+            change.source,
+            {},
+            shared,
+            config,
+            _now(),
+            WRITER,
+            flavor,
+            members,
+            change.own_config,
+            change.own_shared,
+        )
         for number, digests in files.items():
             versions[number] = replace(new, files=digests)
         if change.reuse is not None:  # its bytes are as old as they were
@@ -325,6 +337,8 @@ class ModelPlace(ModelView):
                 shared=shared,
                 config=config,
                 flavor=flavor,
+                own_config=change.own_config,
+                own_shared=change.own_shared,
             )
         return DeploymentRecord(
             name=self.name,

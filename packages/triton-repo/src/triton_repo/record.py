@@ -90,6 +90,9 @@ class VersionRecord:
         files: every file in the version directory, by its path in it.
         shared: every file beside config.pbtxt that this version was placed with.
         config: its config.pbtxt before any pin; empty where it has none.
+        own_config: the one that its model brought, where another one was tuned in the repository
+            and stays in force; None where `config` is the model's own.
+        own_shared: the same of files beside config.pbtxt: what the model brought.
         flavor: the MLflow flavor it was made from.
         members: how many versions its model brought; several belong together.
         placed_at: when, ISO 8601 in UTC.
@@ -104,6 +107,18 @@ class VersionRecord:
     placed_by: str = ""
     flavor: str = ""
     members: int = 1
+    own_config: str | None = None
+    own_shared: Mapping[str, FileDigest] = field(default_factory=dict)
+
+    @property
+    def brought_config(self) -> str:
+        """The config.pbtxt that its model brought; empty where it brought none."""
+        return self.config if self.own_config is None else self.own_config
+
+    @property
+    def brought_shared(self) -> Mapping[str, FileDigest]:
+        """The files beside config.pbtxt as its model brought them."""
+        return {**self.shared, **self.own_shared}
 
 
 @dataclass(frozen=True)
@@ -195,6 +210,11 @@ class DeploymentRecord:
 
 def _version_document(version: VersionRecord) -> dict[str, Any]:
     source = {key: value for key, value in vars(version.source).items() if value}
+    own: dict[str, Any] = {}
+    if version.own_config is not None:
+        own["own_config"] = version.own_config
+    if version.own_shared:
+        own["own_shared"] = _digests_document(version.own_shared)
     return {
         "source": source,
         "files": _digests_document(version.files),
@@ -204,6 +224,7 @@ def _version_document(version: VersionRecord) -> dict[str, Any]:
         "placed_by": version.placed_by,
         "flavor": version.flavor,
         "members": version.members,
+        **own,
     }
 
 
@@ -224,6 +245,8 @@ def _parse_version(document: Mapping[str, Any]) -> VersionRecord:
         placed_by=_text(document, "placed_by"),
         flavor=_text(document, "flavor"),
         members=int(document.get("members", 1)),
+        own_config=_text(document, "own_config") if "own_config" in document else None,
+        own_shared=_parse_digests(document.get("own_shared", {})),
     )
 
 

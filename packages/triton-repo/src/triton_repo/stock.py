@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -55,6 +55,11 @@ class Stock:
         recorded = self.recorded
         ours = recorded is not None and all(seen.placed_by for seen in recorded.served)
         return recorded.shared if recorded is not None and ours else {}
+
+    def with_files(self, version: int, files: Mapping[str, FileDigest]) -> Stock:
+        """The same, knowing what a version's files really are."""
+        seen = replace(self.versions[version], files=files)
+        return replace(self, now=replace(self.now, versions={**self.versions, version: seen}))
 
     def can_return(self, version: int) -> bool:
         """Whether everything that a version on disk needs in order to serve again is still here."""

@@ -91,18 +91,21 @@ class LocalStore:
 
     def check(self) -> None:
         if not self.root.is_dir():
-            what = "is not a directory" if self.root.exists() else "does not exist"
-            raise StoreAccessError(
-                f"the model repository {self.root} {what}; TRITON_MODEL_REPO must name the "
-                "directory that Triton was started with (--model-repository)",
-                uri=self.uri,
-            )
+            raise self._no_root()
         if not os.access(self.root, os.R_OK | os.W_OK | os.X_OK):
             raise StoreAccessError(
                 f"the model repository {self.root} cannot be written by this user; "
                 "change its permissions or the user",
                 uri=self.uri,
             )
+
+    def _no_root(self) -> StoreAccessError:
+        what = "is not a directory" if self.root.exists() else "does not exist"
+        return StoreAccessError(
+            f"the model repository {self.root} {what}; TRITON_MODEL_REPO must name the "
+            "directory that Triton was started with (--model-repository)",
+            uri=self.uri,
+        )
 
     def children(self, key: str) -> list[str]:
         with self.translated(key), os.scandir(self._path(key)) as entries:
@@ -291,6 +294,8 @@ class LocalStore:
     def _error(self, exc: OSError, key: str) -> StoreError:
         where = exc.filename or self._path(key)
         what = exc.strerror or str(exc)
+        if exc.errno in _MISSING and not self.root.is_dir():
+            return self._no_root()
         if exc.errno in _MISSING:
             return ObjectNotFoundError(f"{where}: {what}", uri=self.uri, key=key)
         if exc.errno in _DENIED:
