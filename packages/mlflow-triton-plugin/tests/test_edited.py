@@ -273,7 +273,8 @@ def test_a_killed_create_is_unloaded_by_delete(
     client: TritonDeploymentClient, name: str, tmp_path: Path, repository: Path
 ) -> None:
     client.create_deployment(name, artifact(tmp_path, python_source("x")))
-    (repository / name / "mlflow-meta.json").unlink()
+    for path in ("mlflow-meta.json", "config.pbtxt"):  # a commit's
+        (repository / name / path).unlink()
     (repository / name / "_mlflow_triton").mkdir()
     journal = Journal("create", created=True, new_versions=(1,))
     (repository / name / "_mlflow_triton" / "journal.json").write_bytes(journal.to_bytes())

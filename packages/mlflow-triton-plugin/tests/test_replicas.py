@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+import threading
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -84,3 +87,25 @@ def test_a_request_goes_to_the_next_server_when_the_first_is_down(
     up.create_deployment(name, artifact(tmp_path, python_source("x + 1")))
     client = get_deploy_client(f"triton://{down},{triton.grpc_url}")
     assert client.predict(name, np.ones(1, np.float32))["outputs"]["y"].tolist() == [2]
+
+
+def test_a_server_that_dies_in_an_update_does_not_keep_the_others_from_being_put_back(
+    triton: LocalTriton, repository: Path, name: str, tmp_path: Path
+) -> None:
+    slow = "import time\n" + python_source("x + 2").replace(
+        "class TritonPythonModel:",
+        "class TritonPythonModel:\n    def initialize(self, args):\n        time.sleep(3)\n",
+    )
+    one = np.ones(1, np.float32)
+    first = get_deploy_client(f"triton://{triton.grpc_url}")
+    with LocalTriton(repository, extra_args=["--disable-auto-complete-config"]) as dying:
+        both = get_deploy_client(f"triton://{triton.grpc_url},{dying.grpc_url}")
+        both.create_deployment(name, artifact(tmp_path / "a", python_source("x + 1")))
+        assert dying.pid is not None
+        threading.Timer(1.5, os.kill, (dying.pid, signal.SIGKILL)).start()
+        with pytest.raises(MlflowException) as raised:
+            both.update_deployment(name, artifact(tmp_path / "b", slow))
+    assert raised.value.error_code == "TEMPORARILY_UNAVAILABLE"
+    assert first.predict(name, one)["outputs"]["y"].tolist() == [2]
+    assert first.get_deployment(name)["state"] == "READY"
+    assert first.verify_deployment(name) == []

@@ -209,7 +209,7 @@ def _repair(arguments: argparse.Namespace) -> int:
     store = open_store(settings.required_repository())
     try:
         with translated():
-            servers = TritonServers(settings.endpoints, timeout_s=settings.request_timeout_s)
+            servers = TritonServers.open(settings.endpoints, timeout_s=settings.request_timeout_s)
             views = deployed(store, arguments.names)
             servers.check()
             deployer = Deployer(store, servers)

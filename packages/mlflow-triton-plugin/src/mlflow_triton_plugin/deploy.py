@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 from mlflow_triton_plugin.describe import describe, ready_versions
 from mlflow_triton_plugin.errors import (
     ModelLoadError,
-    ServerUnavailableError,
     SettingsError,
     TritonServerError,
 )
@@ -206,29 +205,13 @@ class Deployer:
             place.recover()  # temporary files of a command that came no further
             return None, None
         interrupted = place.journal()
-        self._settle(place, timeout_s)  # it may be at it still
+        _settle(self.servers, place, timeout_s)  # it may be at it still
         if interrupted is not None and interrupted.operation == "delete":
             self.servers.unload(place.name, timeout_s=timeout_s)
         outcome = place.recover() or "undone"
         _logger.warning("an interrupted change of %s was %s", place.uri, outcome)
-        self._agree(place, timeout_s)
+        _agree(self.servers, place, timeout_s)
         return interrupted, outcome
-
-    def _settle(self, place: ModelPlace, timeout_s: float) -> None:
-        """Wait until no server is loading from what is going to be removed or moved."""
-        self.servers.settle(place.name, timeout_s=timeout_s)
-        if self.servers.load_paths and place.store.exists(place.apart):
-            self.servers.leave(place.apart, timeout_s=timeout_s)
-
-    def _agree(self, place: ModelPlace, timeout_s: float) -> None:
-        """Make the servers serve what is on disk, after a change was undone there."""
-        if place.state() is PlaceState.ABSENT:
-            self.servers.unload(place.name, timeout_s=timeout_s)
-        elif self._serves(place):
-            try:
-                self.servers.load(place.name, config=None, versions=(), timeout_s=timeout_s)
-            except ModelLoadError as exc:  # what serves goes on; the command itself may mend it
-                _logger.warning("%s", exc)
 
     def _base_of_create(self, place: ModelPlace, options: Options, *, again: bool) -> Stock | None:
         state = place.state()
@@ -243,7 +226,7 @@ class Deployer:
                     "on_conflict=replace removes it",
                 )
             return place.take_stock()
-        if not again and self._serves(place):
+        if not again and _serves(self.servers, place):
             raise DeploymentExistsError(
                 f"{place.name} is deployed already; update it, delete it, or choose another name",
                 name=place.name,
@@ -256,17 +239,13 @@ class Deployer:
         Raises:
             DeploymentExistsError: one does; it was left alone.
         """
-        if self._serves(place):
+        if _serves(self.servers, place):
             raise DeploymentExistsError(
                 f"{self.servers.endpoints} serves {place.name}, and {place.store.uri} holds none: "
                 "TRITON_MODEL_REPO is not the directory that this server reads (or the "
                 "model's was removed by hand: then unload it, or restart the server)",
                 name=place.name,
             )
-
-    def _serves(self, place: ModelPlace) -> bool:
-        states = self.servers.states(place.name).get(place.name, [])
-        return any(state.state == "READY" for state in states)
 
     def _deploy(
         self,
@@ -413,32 +392,50 @@ class Deployer:
         """
         finished = False
         try:
-            self._settle_before_putting_back(place)
+            servers = self.servers.reachable()  # one that is down will start from what is on disk
+            if len(servers) < len(self.servers):
+                _logger.info("not every server is there; %s is put back on the others", place.uri)
+            states = servers.states(place.name).get(place.name, [])
+            if any(state.state == "LOADING" for state in states):
+                _logger.warning(
+                    "putting %s back as it was, as soon as Triton ends the load it began", place.uri
+                )
+            _settle(servers, place, _PUT_BACK_TIMEOUT_S)
             finished = place.recover() == "finished"
             if not finished:
-                self._agree(place, _PUT_BACK_TIMEOUT_S)
-        except ServerUnavailableError:  # it is down, and will start from what is on disk
-            _logger.info("%s was put back on disk; its server does not answer", place.uri)
+                _agree(servers, place, _PUT_BACK_TIMEOUT_S)
         except (TritonRepoError, TritonServerError) as exc:
             _logger.warning(
                 "%s could not be put back wholly: %s; run the command again", place.uri, exc
             )
         return finished
 
-    def _settle_before_putting_back(self, place: ModelPlace) -> None:
-        try:
-            states = self.servers.states(place.name).get(place.name, [])
-            if any(state.state == "LOADING" for state in states):
-                _logger.warning(
-                    "putting %s back as it was, as soon as Triton ends the load it began", place.uri
-                )
-            self._settle(place, _PUT_BACK_TIMEOUT_S)
-        except ServerUnavailableError:  # it is down, and loads nothing
-            _logger.info("%s does not answer; putting the files back", self.servers.endpoints)
-
 
 #: Putting back is worth waiting for, but not as long as the load that failed.
 _PUT_BACK_TIMEOUT_S = 60.0
+
+
+def _serves(servers: TritonServers, place: ModelPlace) -> bool:
+    states = servers.states(place.name).get(place.name, [])
+    return any(state.state == "READY" for state in states)
+
+
+def _settle(servers: TritonServers, place: ModelPlace, timeout_s: float) -> None:
+    """Wait until no server is loading from what is going to be removed or moved."""
+    servers.settle(place.name, timeout_s=timeout_s)
+    if servers.load_paths and place.store.exists(place.apart):
+        servers.leave(place.apart, timeout_s=timeout_s)
+
+
+def _agree(servers: TritonServers, place: ModelPlace, timeout_s: float) -> None:
+    """Make the servers serve what is on disk, after a change was undone there."""
+    if place.state() is PlaceState.ABSENT:
+        servers.unload(place.name, timeout_s=timeout_s)
+    elif _serves(servers, place):
+        try:
+            servers.load(place.name, config=None, versions=(), timeout_s=timeout_s)
+        except ModelLoadError as exc:  # what serves goes on; the command itself may mend it
+            _logger.warning("%s", exc)
 
 
 def holder() -> str:

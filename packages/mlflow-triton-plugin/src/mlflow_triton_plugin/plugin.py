@@ -47,7 +47,7 @@ class TritonDeploymentClient(deployments_base.BaseDeploymentClient):
         super().__init__(target_uri)  # type: ignore[no-untyped-call]
         with translated():
             self._settings = Settings.read(target_uri)
-            self._servers = TritonServers(
+            self._servers = TritonServers.open(
                 self._settings.endpoints, timeout_s=self._settings.request_timeout_s
             )
         self._predictor = Predictor(self._servers)

@@ -40,7 +40,7 @@ def serve_until_interrupted(
         LocalTriton(repository, grpc_port=options.grpc_port, http_port=options.http_port) as triton,
     ):
         endpoint = Endpoint.parse(triton.grpc_url, setting="the local server's address")
-        servers = TritonServers([endpoint], timeout_s=options.load_timeout_s)
+        servers = TritonServers.open([endpoint], timeout_s=options.load_timeout_s)
         Deployer(open_store(repository), servers).create(name, model_uri, flavor, options)
         _say(
             f"{name} is served at grpc://{triton.grpc_url} and {triton.http_url}; "

@@ -5,12 +5,14 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import compress
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from mlflow_triton_plugin.errors import (
     GoldenCheckError,
     ModelLoadError,
     ModelNotReadyError,
+    ServerUnavailableError,
     TritonServerError,
 )
 from mlflow_triton_plugin.server._deadline import Deadline
@@ -140,8 +142,33 @@ def open_server(endpoint: Endpoint, *, timeout_s: float) -> TritonServer:
 class TritonServers:
     """Servers that share one model repository: each loads every deployment."""
 
-    def __init__(self, endpoints: Iterable[Endpoint], *, timeout_s: float) -> None:
-        self._servers = [open_server(endpoint, timeout_s=timeout_s) for endpoint in endpoints]
+    def __init__(self, servers: Iterable[TritonServer]) -> None:
+        self._servers = list(servers)
+
+    @classmethod
+    def open(cls, endpoints: Iterable[Endpoint], *, timeout_s: float) -> TritonServers:
+        """Make clients for these endpoints; nothing is sent yet.
+
+        Raises:
+            SettingsError: one is an HTTP one, and its client is not installed.
+        """
+        return cls(open_server(endpoint, timeout_s=timeout_s) for endpoint in endpoints)
+
+    def reachable(self) -> TritonServers:
+        """Those that are there, perhaps none.
+
+        Raises:
+            ServerTimeoutError: one is there and does not answer; what it is doing is not known.
+        """
+
+        def is_there(server: TritonServer) -> bool:
+            try:
+                server.check()
+            except ServerUnavailableError:
+                return False
+            return True
+
+        return TritonServers(compress(self._servers, self._each(is_there)))
 
     @property
     def endpoints(self) -> str:
@@ -282,8 +309,8 @@ class TritonServers:
 
     def _each(self, call: Callable[[TritonServer], _T]) -> list[_T]:
         """Call every server, side by side; the first error is raised once all are done."""
-        if len(self._servers) == 1:
-            return [call(self._servers[0])]
+        if len(self._servers) <= 1:
+            return [call(server) for server in self._servers]
         with ThreadPoolExecutor(len(self._servers)) as pool:
             futures = [pool.submit(call, server) for server in self._servers]
         return [future.result() for future in futures]
