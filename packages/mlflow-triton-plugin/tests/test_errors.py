@@ -350,11 +350,11 @@ def test_an_interrupted_create_is_listed_and_finished_by_the_same_command(
     (repository / name / "_mlflow_triton").mkdir(parents=True)
     journal = Journal("create", holder="me", created=True, new_versions=(1,))
     (repository / name / "_mlflow_triton" / "journal.json").write_bytes(journal.to_bytes())
-    (repository / name / ".staging-1-abc").mkdir()
+    (repository / name / "_mlflow_triton_tmp-1").mkdir()
     assert client.get_deployment(name)["state"] == "INTERRUPTED"
     client.create_deployment(name, artifact(tmp_path, python_source("x")))
     assert client.get_deployment(name)["state"] == "READY"
-    assert not list((repository / name).glob(".*"))
+    assert not list((repository / name).glob("_mlflow_triton*"))
 
 
 @pytest.mark.parametrize("command", ["update", "create", "delete"])
