@@ -98,6 +98,38 @@ def test_what_is_no_version_is_refused_before_anything_is_sent(
     assert error_of(raised)[0] == "INVALID_PARAMETER_VALUE"
 
 
+def test_choosing_what_serves_prunes_nothing(client: TritonDeploymentClient, three: str) -> None:
+    updated = client.update_deployment(three, config={"serve_versions": "2,3"})
+    assert (updated["served_versions"], sorted(updated["versions"])) == ([2, 3], [1, 2, 3])
+
+
+def test_loading_again_serves_what_was_served_together(
+    client: TritonDeploymentClient, three: str
+) -> None:
+    client.update_deployment(three, config={"serve_versions": "1,3"})
+    client._servers.unload(three, timeout_s=30)
+    assert client.update_deployment(three)["served_versions"] == [1, 3]
+
+
+def test_going_back_to_a_damaged_version_places_it_anew(
+    client: TritonDeploymentClient, three: str, scales: str, repository: Path
+) -> None:
+    """Of the same size or not; and choosing it from what is on disk is refused."""
+    model = repository / three / "1" / "model.onnx"
+    other = (repository / three / "2" / "model.onnx").read_bytes()
+    model.write_bytes(other)
+    with pytest.raises(MlflowException, match="is not what was placed"):
+        client.update_deployment(three, config={"serve_versions": "1,3"})
+    updated = client.update_deployment(three, f"models:/{scales}/1", config={"keep_versions": 9})
+    assert updated["served_versions"] == [1]
+    assert factor(client, three) == 1
+    assert model.read_bytes() != other
+    model.write_bytes(other)  # and the version that serves
+    client.update_deployment(three, f"models:/{scales}/1", config={"keep_versions": 9})
+    assert factor(client, three) == 1
+    assert client.verify_deployment(three) == []
+
+
 def test_the_next_update_serves_its_version_alone(
     client: TritonDeploymentClient, three: str, scales: str
 ) -> None:

@@ -61,6 +61,14 @@ MODELS = {
     "bare two": Model({1: {"model.onnx": b"two"}}),
     "cats": python_model("cats", labels=b"cat", vocab__old=b"miaow", same=b"same"),
     "dogs": python_model("dogs", labels=b"dog", words__new=b"woof", same=b"same"),
+    **{
+        f"cats {number}": Model(
+            {1: {"model.py": str(number).encode()}},
+            'name: "resnet"\nbackend: "python"\n',
+            {"labels": b"cat"},
+        )
+        for number in (2, 3, 4)
+    },
     "set 1-2": Model({1: {"model.py": b"1"}, 2: {"model.py": b"2"}}, 'backend: "python"\n'),
     "set 2-3": Model({2: {"model.py": b"new 2"}, 3: {"model.py": b"3"}}, 'backend: "python"\n'),
     "ensemble": Model({1: {}}, 'platform: "ensemble" # first\n'),
@@ -435,6 +443,89 @@ def test_only_what_a_version_needs_to_come_back_is_kept_aside(bench: Bench) -> N
     assert sorted(path.read_bytes() for path in aside.iterdir()) == [b"dog", b"same", b"woof"]
     bench.deploy("two", wanted=4)(bench.place)
     assert not (bench.model / "_mlflow_triton").exists()
+
+
+# -- what somebody did by hand ----------------------------------------------------------------
+
+
+def test_hand_tuning_survives_as_many_updates_as_come(bench: Bench) -> None:
+    """As long as the model's own file stays what it was; and it goes back with its version."""
+    bench.deploy("cats 2", 2)(bench.place)
+    tuned = b'name: "resnet"\nbackend: "python"\n# tuned\n'
+    (bench.model / "config.pbtxt").write_bytes(tuned)
+    (bench.model / "labels").write_bytes(b"tuned cat")
+    for number in (3, 4):
+        bench.deploy(f"cats {number}", number, keep_versions=9)(bench.place)
+        assert (bench.model / "config.pbtxt").read_bytes().startswith(tuned)
+        assert (bench.model / "labels").read_bytes() == b"tuned cat"
+    bench.back_to(3)(bench.place)
+    assert (bench.model / "config.pbtxt").read_bytes().startswith(tuned)
+    bench.deploy("dogs", 9, keep_versions=9)(bench.place)
+    assert (bench.model / "labels").read_bytes() == b"dog"
+    bench.back_to(4)(bench.place)
+    assert (bench.model / "labels").read_bytes() == b"tuned cat"
+    assert (bench.model / "config.pbtxt").read_bytes().startswith(tuned)
+
+
+def test_a_file_that_nobody_placed_stays_whatever_is_deployed(bench: Bench) -> None:
+    """It belongs to no version, and may be edited at any time."""
+    bench.deploy("cats", 1)(bench.place)
+    (bench.model / "notes.txt").write_bytes(b"mine")
+    (bench.model / "1" / "notes.txt").write_bytes(b"mine, too")
+    for step in (
+        bench.deploy("dogs", 2),
+        bench.back_to(1),
+        bench.deploy("one", 3, keep_versions=9),
+        bench.deploy("cats", 1, keep_versions=9),
+    ):
+        step(bench.place)
+        assert (bench.model / "notes.txt").read_bytes() == b"mine"
+        assert (bench.model / "1" / "notes.txt").read_bytes() == b"mine, too"
+    assert all("notes.txt" not in seen.shared for seen in record_of(bench).versions.values())
+
+
+def test_what_somebody_put_where_a_change_was_going_to_be_installed_stays(bench: Bench) -> None:
+    """It is named, and undoing the change leaves it alone."""
+    bench.deploy("cats", 1)(bench.place)
+    change = bench.plan(bench.place, "dogs", 2)
+    staged = bench.place.stage(change, operation="update", holder="me", apart=True)
+    (bench.model / "2").mkdir()
+    (bench.model / "2" / "mine").write_bytes(b"mine")
+    with pytest.raises(StoreError, match="2 is in the way"):
+        bench.place.install(staged)
+    assert bench.place.recover() == "undone"
+    assert (bench.model / "2" / "mine").read_bytes() == b"mine"
+    assert (bench.model / "labels").read_bytes() == b"cat"
+
+
+def test_what_somebody_put_into_a_half_made_model_stays(bench: Bench) -> None:
+    install(bench.place, bench.plan(bench.place, "cats"), operation="create", holder="me")
+    (bench.model / "mine").write_bytes(b"mine")
+    assert bench.place.recover() == "undone"
+    assert files_of(bench) == ["mine"]
+    assert bench.place.state() is PlaceState.FOREIGN
+
+
+def test_a_version_that_nobody_of_us_placed_is_never_pruned(bench: Bench) -> None:
+    """Nor once it has served."""
+    bench.foreign(bench.place)
+    bench.deploy("one", 3)(bench.place)
+    bench.back_to(2)(bench.place)
+    for number, label in enumerate(("two", "three"), start=4):
+        bench.deploy(label, number, keep_versions=1)(bench.place)
+    assert bench.place.versions() == (1, 2, 5)
+
+
+def test_what_was_set_aside_is_checked_before_it_comes_back(bench: Bench) -> None:
+    bench.deploy("cats", 1)(bench.place)
+    bench.deploy("dogs", 2)(bench.place)
+    for path in (bench.model / "_mlflow_triton" / "shared").iterdir():
+        path.write_bytes(b"xxx" if path.read_bytes() == b"cat" else path.read_bytes())
+    before = bench.snapshot()
+    with pytest.raises(StoreError, match="damaged"):
+        bench.back_to(1)(bench.place)
+    bench.place.recover()
+    assert bench.snapshot() == before
 
 
 # -- several versions of a model's own --------------------------------------------------------
