@@ -144,6 +144,18 @@ def test_a_create_that_fails_its_check_leaves_nothing(
     assert not list(repository.glob(f"*{name}*"))
 
 
+def test_every_version_that_a_model_serves_is_asked(
+    client: TritonDeploymentClient, name: str, tmp_path: Path, repository: Path
+) -> None:
+    both = "version_policy: { specific { versions: [ 1, 2 ] } }\n"
+    uri = example_model(tmp_path, "x * np.nan", example=INPUT, config=PYTHON_CONFIG + both)
+    (tmp_path / "model" / "2").mkdir()
+    (tmp_path / "model" / "2" / "model.py").write_text(python_source("x + 1"))
+    with pytest.raises(MlflowException, match="not finite"):
+        client.create_deployment(name, uri, config=VALIDATE)
+    assert not (repository / name).exists()
+
+
 def test_a_value_that_was_logged_as_not_finite_is_right(
     client: TritonDeploymentClient, name: str, tmp_path: Path
 ) -> None:

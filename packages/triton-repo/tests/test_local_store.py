@@ -471,3 +471,25 @@ def test_a_pipe_in_place_of_a_file_is_named_and_not_waited_for(tmp_path: Path) -
     os.mkfifo(tmp_path / "m" / "pipe")
     with pytest.raises(StoreError, match="no regular file"):
         LocalStore(tmp_path).digest("m/pipe")
+
+
+def test_trash_that_cannot_be_emptied_is_no_failure(tmp_path: Path) -> None:
+    """A server that runs as root leaves bytecode which its client may not remove."""
+    if os.getuid() != 0:
+        pytest.skip("only root can make what another user may not remove")
+    root = tmp_path / "repository"
+    for directory in (".", "m", "m/1", "m/1/__pycache__"):
+        (root / directory).mkdir()
+    (root / "m/1/__pycache__/model.pyc").write_bytes(b"x")
+    for directory in (".", "m", "m/1"):
+        os.chown(root / directory, _NOBODY, _NOBODY)
+    open_to_all(tmp_path)
+    store = LocalStore(root)
+
+    def remove_and_sweep() -> str:
+        store.remove("m/1")
+        store.sweep("m")
+        return "done"
+
+    assert as_nobody(remove_and_sweep) == "done"
+    assert not store.exists("m/1")

@@ -18,7 +18,7 @@ from triton_repo.config import ModelConfig
 from triton_repo.entry import RepositoryEntry, check_name, scan_tree
 from triton_repo.errors import ConfigError, LockedError, ObjectNotFoundError, StoreError
 from triton_repo.placement import ModelPlace, PlaceState, StagedChange
-from triton_repo.record import DeploymentRecord, Source
+from triton_repo.record import DeploymentRecord, NewerRecordError, Source
 from triton_repo.store import LocalStore
 from triton_repo.testing import FaultyStore, make_tree
 
@@ -667,6 +667,16 @@ def test_files_of_another_releases_record_are_not_thrown_away(bench: Bench) -> N
     bench.place.recover()
     aside = bench.model / "_mlflow_triton" / "shared"
     assert {path.read_bytes() for path in aside.iterdir()} >= {b"cat", b"miaow"}
+
+
+def test_a_later_releases_record_is_not_written_over(bench: Bench) -> None:
+    bench.deploy("one", 1)(bench.place)
+    record = bench.model / "mlflow-meta.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"schema_version": 99}))
+    before = bench.snapshot()
+    with pytest.raises(NewerRecordError, match="upgrade"):
+        bench.deploy("two", 2)(bench.place)
+    assert bench.snapshot() == before
 
 
 # -- interrupted anywhere ---------------------------------------------------------------------

@@ -379,7 +379,9 @@ class Deployer:
             staged.apart,
             config=config.to_json() if config else None,
             timeout_s=options.load_timeout_s,
-            check=example.check if example else lambda *_: None,
+            check=partial(example.check, versions=config.pinned_versions if config else ())
+            if example
+            else lambda *_: None,
         )
 
     def _put_back(self, place: ModelPlace) -> bool:

@@ -20,7 +20,7 @@ from mlflow_triton_plugin.response import outputs_from_json
 from triton_repo.errors import ArtifactError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from numpy.typing import NDArray
 
@@ -49,17 +49,21 @@ class GoldenExample:
     outputs: bytes = b""
     tolerance: float = 1e-3
 
-    def check(self, server: TritonServer, model: str) -> None:
-        """Ask `model` on `server`; the highest of its versions that are READY answers.
+    def check(self, server: TritonServer, model: str, versions: Iterable[int] = ()) -> None:
+        """Ask `model` on `server`: each of these versions, or the highest that is READY.
 
         Raises:
             GoldenCheckError: it refuses its own example, or its answer has the wrong names,
                 shapes, types or values, or a value that is not finite.
         """
-        schema = server.schema(model)
+        for version in [str(version) for version in versions] or [""]:
+            self._check_version(server, model, version)
+
+    def _check_version(self, server: TritonServer, model: str, version: str) -> None:
+        schema = server.schema(model, version)
         try:
             tensors = to_tensors(self.inputs, schema)
-            answered = server.infer(model, "", tensors, schema).outputs
+            answered = server.infer(model, version, tensors, schema).outputs
         except (InvalidInputError, RequestRefusedError) as exc:
             why = f"its input example is refused: {exc}"
             raise _failed(server, model, why) from exc

@@ -16,6 +16,7 @@ from triton_repo.record import (
     RECORD_FILENAME,
     DeploymentRecord,
     FileDigest,
+    NewerRecordError,
     RecordError,
     Source,
     VersionRecord,
@@ -118,6 +119,15 @@ class ModelView:
         except RecordError:
             return None
 
+    def _record_to_change(self) -> DeploymentRecord | None:
+        """The record; None where there is none, or it is damaged and a change will mend it."""
+        try:
+            return self.record()
+        except NewerRecordError:
+            raise
+        except RecordError:
+            return None
+
     def config(self) -> ModelConfig | None:
         """The config.pbtxt on disk, or None.
 
@@ -152,8 +162,11 @@ class ModelView:
         What our record says of a version is kept where its files still have the recorded sizes;
         other versions are read whole. The main version gets the files beside config.pbtxt, and the
         config.pbtxt, that are there now: somebody may have edited them since.
+
+        Raises:
+            NewerRecordError: a later release wrote the record.
         """
-        recorded = self.readable_record()
+        recorded = self._record_to_change()
         broken, config, edited = None, None, None
         try:
             config = self.config()

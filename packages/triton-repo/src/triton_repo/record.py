@@ -20,6 +20,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "DeploymentRecord",
     "FileDigest",
+    "NewerRecordError",
     "RecordError",
     "Source",
     "VersionRecord",
@@ -32,6 +33,10 @@ SCHEMA_VERSION = 1
 
 class RecordError(TritonRepoError, ValueError):
     """mlflow-meta.json is not a deployment record."""
+
+
+class NewerRecordError(RecordError):
+    """A later release wrote it; writing it anew would lose what this one does not know."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +193,7 @@ class DeploymentRecord:
             raise RecordError(f"{where} is not a deployment record: it has no name")
         schema_version = document.get("schema_version", 0)
         if not isinstance(schema_version, int) or schema_version > SCHEMA_VERSION:
-            raise RecordError(
+            raise NewerRecordError(
                 f"{where} has schema version {schema_version!r}, this release reads up to "
                 f"{SCHEMA_VERSION}; upgrade triton-repo"
             )
