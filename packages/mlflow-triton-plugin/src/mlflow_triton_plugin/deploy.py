@@ -19,6 +19,18 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from mlflow_triton_plugin.choice import (
+    check_config,
+    foreign,
+    is_intact,
+    is_ours,
+    kept_version,
+    main_of,
+    not_deployed,
+    refuse_another_model,
+    served_together,
+    uri_of,
+)
 from mlflow_triton_plugin.describe import describe, ready_versions
 from mlflow_triton_plugin.errors import (
     ModelLoadError,
@@ -34,7 +46,6 @@ from triton_repo.entry import check_name
 from triton_repo.errors import (
     ArtifactError,
     DeploymentExistsError,
-    DeploymentNotFoundError,
     StoreError,
     StoreUnavailableError,
     TritonRepoError,
@@ -92,7 +103,7 @@ class Deployer:
             base = self._base_of_create(place, options, again=again)
             model = resolve(model_uri)
             if place.state() is PlaceState.DEPLOYED and base is not None:
-                _refuse_another_model(place, base, model)
+                refuse_another_model(place, base, model)
             return self._deploy(place, base, model, flavor, options, operation="create")
 
     def update(
@@ -115,17 +126,19 @@ class Deployer:
         with place.lock(holder(), options.lock_timeout_s):
             self._recover(place, options.load_timeout_s)
             if place.state() is not PlaceState.DEPLOYED:
-                raise _not_deployed(place)
+                raise not_deployed(place)
             base = place.take_stock()
-            together = options.serve_versions or (_several(base) if model_uri is None else None)
+            together = options.serve_versions or (
+                served_together(base) if model_uri is None else None
+            )
             if model_uri is None and together is not None and not options.tries_apart:
                 return self._choose(place, base, together, options)
-            model = resolve(model_uri or _uri_of(place, base))
-            kept = None if options.tries_apart else _kept_version(base, model)
+            model = resolve(model_uri or uri_of(place, base))
+            kept = None if options.tries_apart else kept_version(base, model)
             if (
                 kept is not None
                 and flavor in (None, base.versions[kept].flavor)
-                and _is_intact(place, base, kept)
+                and is_intact(place, base, kept)
             ):
                 return self._return(place, base, kept, model.source, options)
             return self._deploy(place, base, model, flavor, options, operation="update")
@@ -149,7 +162,7 @@ class Deployer:
             if state is PlaceState.ABSENT:
                 return interrupted is not None
             if state is PlaceState.FOREIGN:
-                raise _foreign(place, "remove its directory by hand if nobody needs it")
+                raise foreign(place, "remove its directory by hand if nobody needs it")
             try:
                 place.begin_delete(holder())
             except StoreUnavailableError as exc:  # a full disk: deleting is what makes room
@@ -220,7 +233,7 @@ class Deployer:
             return None
         if state is PlaceState.FOREIGN:
             if options.on_conflict == "fail":
-                raise _foreign(
+                raise foreign(
                     place,
                     "-C on_conflict=adopt keeps its versions beside the new one, "
                     "on_conflict=replace removes it",
@@ -257,8 +270,8 @@ class Deployer:
         *,
         operation: str,
     ) -> dict[str, Any]:
-        if base is not None and (options.on_conflict != "replace" or _is_ours(base)):
-            _check_config(place, base)
+        if base is not None and (options.on_conflict != "replace" or is_ours(base)):
+            check_config(place, base)
         wanted = model.source.registered_version
         with fetched(model) as artifact:
             entry = convert(
@@ -273,7 +286,7 @@ class Deployer:
                 model.source,
                 wanted_version=wanted,
                 keep_versions=options.keep_versions or DEFAULT_KEEP_VERSIONS,
-                keep_base=options.on_conflict != "replace" or _is_ours(base),
+                keep_base=options.on_conflict != "replace" or is_ours(base),
                 together=options.serve_versions,
             )
             change = plan(base=base)
@@ -295,11 +308,11 @@ class Deployer:
         Raises:
             ArtifactError: one of them is not what was placed.
         """
-        _check_config(place, base)
-        version = _main_of(base, together)
+        check_config(place, base)
+        version = main_of(base, together)
         serving = together.chosen(version, base.versions)
         for each in serving:
-            if not (base.can_return(each) and _is_intact(place, base, each)):
+            if not (base.can_return(each) and is_intact(place, base, each)):
                 raise ArtifactError(
                     f"version {each} of {place.uri} is not what was placed; `mlflow-triton verify "
                     f"{place.name}` names what differs, update -m with its model places it again"
@@ -447,107 +460,3 @@ def holder() -> str:
     except (KeyError, OSError):  # a container without a passwd entry
         user = f"uid {os.getuid()}"
     return f"{user}@{socket.gethostname()} (process {os.getpid()})"
-
-
-def _is_ours(base: Stock | None) -> bool:
-    """Whether a command of ours deployed what stands there: on_conflict is about others'."""
-    return base is not None and base.recorded is not None
-
-
-def _several(base: Stock) -> Together | None:
-    """The versions that serve together, where somebody chose them."""
-    chosen = len(base.serving) > 1 and all(seen.members == 1 for seen in base.now.served)
-    return Together(versions=base.serving) if chosen else None
-
-
-def _is_intact(place: ModelPlace, base: Stock, version: int) -> bool:
-    """Whether a version's files are what was placed; they are read whole."""
-    files = base.versions[version].files
-    return place.digests_of(version, files) == files
-
-
-def _check_config(place: ModelPlace, base: Stock) -> None:
-    """Make sure that the config.pbtxt that is going to be kept or replaced can be read.
-
-    Raises:
-        ConfigError: it was edited and no longer parses.
-    """
-    if base.broken_config is not None:
-        raise base.broken_config
-    if base.edited_config is not None and base.recorded is not None:
-        _logger.warning("%s/config.pbtxt was edited; it stays where it suits", place.uri)
-
-
-def _main_of(base: Stock, together: Together) -> int:
-    """Which of the versions that are to serve is the one that is deployed.
-
-    The one that is already, where it stays; else the highest that is on disk.
-
-    Raises:
-        ConfigError: nothing of it is on disk.
-    """
-    wanted = together.versions or base.serving
-    for version in (*base.serving[:1], *sorted(wanted, reverse=True)):
-        if version in wanted and version in base.versions:
-            return version
-    return together.chosen(next(iter(wanted), 0), base.versions)[0]
-
-
-def _kept_version(base: Stock, model: ResolvedModel) -> int | None:
-    """A version on disk that is certainly the model asked for, and not the one that serves.
-
-    What serves is fetched and compared instead: its config.pbtxt may have been logged since. So is
-    a model that brought several versions: they belong together.
-    """
-    if any(seen.source.same_model(model.source) for seen in base.now.served):
-        return None
-    for number, seen in base.versions.items():
-        if seen.members == 1 and seen.source.same_model(model.source):
-            return number if base.can_return(number) else None
-    return None
-
-
-def _refuse_another_model(place: ModelPlace, base: Stock, model: ResolvedModel) -> None:
-    """Create loads again what is deployed and does not serve; another model is for update.
-
-    Raises:
-        DeploymentExistsError: it is another registered model.
-    """
-    names = {seen.source.registered_name for seen in base.now.served} - {""}
-    if names and model.source.registered_name not in names:
-        raise DeploymentExistsError(
-            f"{place.name} is deployed already, from {base.now.model_uri}, though no server has it "
-            "loaded; update it, or delete it first",
-            name=place.name,
-        )
-
-
-def _uri_of(place: ModelPlace, base: Stock) -> str:
-    """Where what is deployed came from.
-
-    Raises:
-        ArtifactError: nobody knows.
-    """
-    known = [seen.source.concrete_uri for seen in base.now.served] + [base.now.model_uri]
-    for uri in known:
-        if uri:
-            return uri
-    raise ArtifactError(f"the record of {place.uri} does not say its model; give --model-uri")
-
-
-def _not_deployed(place: ModelPlace) -> DeploymentNotFoundError:
-    if place.state() is PlaceState.FOREIGN:
-        hint = (
-            "its directory is there, but was not deployed by MLflow; create adopts or replaces it"
-        )
-    else:
-        hint = "create it first"
-    return DeploymentNotFoundError(
-        f"no deployment {place.name} in {place.store.uri}: {hint}", name=place.name
-    )
-
-
-def _foreign(place: ModelPlace, hint: str) -> DeploymentExistsError:
-    return DeploymentExistsError(
-        f"{place.uri} is there and was not deployed by MLflow; {hint}", name=place.name
-    )

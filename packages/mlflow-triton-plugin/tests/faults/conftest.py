@@ -6,17 +6,32 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from mlflow_triton_plugin.local import LocalTriton
+
 from .commands import Zygote
 from .harness import Bench, Repository
 from .scenarios import register
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     Count = Callable[[str, str, int], None]
 
 #: How many points each kind of walk had, by scenario.
 POINTS = pytest.StashKey[dict[str, dict[str, int]]]()
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One of the module's own: what is broken here is nobody else's."""
+    return tmp_path_factory.mktemp("broken")
+
+
+@pytest.fixture(scope="module")
+def triton(repository: Path) -> Iterator[LocalTriton]:
+    with LocalTriton(repository, extra_args=["--disable-auto-complete-config"]) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ import pytest
 from mlflow.deployments import get_deploy_client
 from mlflow.exceptions import MlflowException
 
-from mlflow_triton_plugin.local import LocalTriton
 from mlflow_triton_plugin.server import _grpc
 
 from . import hammer as hammer_script
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from mlflow_triton_plugin.local import LocalTriton
     from mlflow_triton_plugin.plugin import TritonDeploymentClient
 
     from .hammer_models import StampModel
@@ -38,17 +38,6 @@ REFUSED = 12
 UPDATE_S = 60.0
 
 FOURTH = 4
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("hammered")
-
-
-@pytest.fixture(scope="module")
-def triton(repository: Path) -> Iterator[LocalTriton]:
-    with LocalTriton(repository, extra_args=["--disable-auto-complete-config"]) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

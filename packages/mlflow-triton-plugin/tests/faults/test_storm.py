@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from mlflow.exceptions import MlflowException
 
-from mlflow_triton_plugin.local import LocalTriton
 from triton_repo.entry import check_name
 from triton_repo.placement import ModelPlace
 from triton_repo.store import open_store
@@ -25,9 +24,10 @@ from .hammer_models import register_stamp
 from .storm_agreement import Witness
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
+    from mlflow_triton_plugin.local import LocalTriton
     from mlflow_triton_plugin.plugin import TritonDeploymentClient
 
     from .hammer_models import StampModel
@@ -59,17 +59,6 @@ EXPECTED = {
     "list": set[str](),  # reads; what comes and goes meanwhile is listed or not
     "predict": {"RESOURCE_DOES_NOT_EXIST"},
 }
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("stormed")
-
-
-@pytest.fixture(scope="module")
-def triton(repository: Path) -> Iterator[LocalTriton]:
-    with LocalTriton(repository, extra_args=["--disable-auto-complete-config"]) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")
