@@ -219,7 +219,7 @@ class ModelPlace(ModelView):
     def _exchange(self, journal: Journal, staged: StagedChange) -> None:
         """Let what is incoming and what it overwrites change places."""
         # All is durable before a reader finds it, and the record has room before anything moves.
-        self._write(f"{_READY}/{RECORD_FILENAME}", self._record_of(staged).to_bytes())
+        self._write(f"{_READY}/{RECORD_FILENAME}", self._record_of(staged, journal).to_bytes())
         config = staged.change.config
         if config is not None and self.read(CONFIG_FILENAME) is not None:
             self._write(f"{_INCOMING}/{CONFIG_FILENAME}", config.data)
@@ -303,7 +303,7 @@ class ModelPlace(ModelView):
             return None
         return self.store.place(self.key(_INCOMING), change.shared, on_copied)
 
-    def _record_of(self, staged: StagedChange) -> DeploymentRecord:
+    def _record_of(self, staged: StagedChange, journal: Journal) -> DeploymentRecord:
         change, files, shared = staged.change, staged.version_digests(), staged.shared_digests()
         before = dict(change.base.versions) if change.base else {}
         known = change.base.recorded if change.base else None
@@ -320,7 +320,7 @@ class ModelPlace(ModelView):
             {},
             shared,
             config,
-            _now(),
+            journal.since,  # the same whenever it is asked for
             WRITER,
             flavor,
             members,
@@ -361,11 +361,12 @@ class ModelPlace(ModelView):
                 `recover`, which finishes or undoes it.
         """
         change = staged.change
-        record = self._record_of(staged)
+        journal = self._journal_of_change()
+        record = self._record_of(staged, journal)
         if serving:
             record = replace(record, serving=serving)
         committed = replace(
-            self._journal_of_change(),
+            journal,
             config_after=change.config.data if change.config else None,
             record_after=record.to_bytes(),
             doomed_versions=tuple(sorted(change.doomed)),

@@ -100,7 +100,7 @@ class VersionRecord:
         own_shared: the same of files beside config.pbtxt: what the model brought.
         flavor: the MLflow flavor it was made from.
         members: how many versions its model brought; several belong together.
-        placed_at: when, ISO 8601 in UTC.
+        placed_at: when the command that placed it began, ISO 8601 in UTC.
         placed_by: which package and version wrote it.
     """
 
