@@ -283,7 +283,7 @@ class ModelPlace(ModelView):
 
         None where there is nothing to guard.
         """
-        if change.base is None or not change.base.serving or change.replaced or not change.place:
+        if change.base is None or not change.base.serving or not change.place:
             return None
         try:
             config = self.config() or NO_CONFIG
