@@ -547,6 +547,17 @@ def test_a_set_is_replaced_as_a_set(bench: Bench) -> None:
     assert not (bench.model / "_mlflow_triton").exists()
 
 
+def test_a_set_does_not_serve_a_higher_version_of_the_one_it_replaces(bench: Bench) -> None:
+    """{2, 3} by {1, 2}: until 3 is removed the policy "latest" would take it up."""
+    bench.deploy("set 2-3")(bench.place)
+    change = bench.plan(bench.place, "set 1-2")
+    assert change.load_config is not None
+    assert change.load_config.pinned_versions == change.serving == (2,)
+    carry_out(bench.place, change)
+    assert (bench.place.versions(), record_of(bench).serving) == ((1, 2), (2,))
+    assert config_of(bench).pinned_versions == (2,)
+
+
 def test_a_set_that_is_not_committed_leaves_the_old_set(bench: Bench) -> None:
     bench.deploy("set 1-2")(bench.place)
     before = bench.snapshot()

@@ -174,6 +174,10 @@ KILLED_TOO: Mapping[str, Scenario] = {
         new=3,
     ),
     "update of a set": Scenario(
-        (_create(1, SETS),), _update(2, SETS), (_update(1, SETS),), old=2, new=3
+        (_create(1, SETS),),
+        _update(2, SETS),
+        (_update(1, SETS), _update(1, SETS)),
+        old=2,
+        new=3,
     ),
 }

@@ -185,15 +185,20 @@ def plan_change(
     if together is not None:
         main = max(numbers & set(together.versions) or numbers)
         entry = replace(entry, config=_pinned(entry.config, together.chosen(main, numbers)))
+    serving = entry.config.pinned_versions if entry.config else ()
+    config = entry.config
+    if on_disk - numbers:  # its own policy must not take up what is there until the commit
+        serving = serving or (config or ModelConfig.parse("")).served(numbers)
+        config = _pinned(config, serving)
     return _with_shared(
         Change(
             entry=entry,
             source=source,
             base=base,
             place=entry.versions,
-            serving=entry.config.pinned_versions if entry.config else (),
-            config=entry.config,
-            load_config=entry.config,
+            serving=serving,
+            config=config,
+            load_config=config,
             own_config=own,
             replaced=on_disk & numbers,
             doomed=on_disk - numbers,
