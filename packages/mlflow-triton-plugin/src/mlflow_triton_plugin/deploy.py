@@ -34,6 +34,7 @@ from mlflow_triton_plugin.choice import (
 from mlflow_triton_plugin.describe import describe, ready_versions
 from mlflow_triton_plugin.errors import (
     ModelLoadError,
+    ServerUnavailableError,
     SettingsError,
     TritonServerError,
 )
@@ -54,6 +55,8 @@ from triton_repo.flavors import choose_flavor, convert
 from triton_repo.placement import ModelPlace, PlaceState
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mlflow_triton_plugin.fetch import ResolvedModel
     from mlflow_triton_plugin.golden import GoldenExample
     from mlflow_triton_plugin.server import TritonServers
@@ -407,23 +410,30 @@ class Deployer:
         """
         finished = False
         try:
-            servers = self.servers.reachable()  # one that is down will start from what is on disk
-            if len(servers) < len(self.servers):
-                _logger.info("not every server is there; %s is put back on the others", place.uri)
-            states = servers.states(place.name).get(place.name, [])
-            if any(state.state == "LOADING" for state in states):
-                _logger.warning(
-                    "putting %s back as it was, as soon as Triton ends the load it began", place.uri
-                )
-            _settle(servers, place, _PUT_BACK_TIMEOUT_S)
+            self._with_those_there(lambda servers: _settle_aloud(servers, place))
             finished = place.recover() == "finished"
             if not finished:
-                _agree(servers, place, _PUT_BACK_TIMEOUT_S)
+                self._with_those_there(lambda servers: _agree(servers, place, _PUT_BACK_TIMEOUT_S))
         except (TritonRepoError, TritonServerError) as exc:
             _logger.warning(
                 "%s could not be put back wholly: %s; run the command again", place.uri, exc
             )
         return finished
+
+    def _with_those_there(self, act: Callable[[TritonServers], None]) -> None:
+        """Do something with the servers that are there; one that is down starts from the disk.
+
+        Raises:
+            TritonServerError: one is there, and it failed.
+        """
+        for tries_left in range(len(self.servers), -1, -1):
+            try:
+                act(self.servers.reachable())
+            except ServerUnavailableError:  # it went away just now
+                if not tries_left:
+                    raise
+            else:
+                return
 
 
 #: Putting back is worth waiting for, but not as long as the load that failed.
@@ -440,6 +450,15 @@ def _settle(servers: TritonServers, place: ModelPlace, timeout_s: float) -> None
     servers.settle(place.name, timeout_s=timeout_s)
     if servers.load_paths and place.store.exists(place.apart):
         servers.leave(place.apart, timeout_s=timeout_s)
+
+
+def _settle_aloud(servers: TritonServers, place: ModelPlace) -> None:
+    states = servers.states(place.name).get(place.name, [])
+    if any(state.state == "LOADING" for state in states):
+        _logger.warning(
+            "putting %s back as it was, as soon as Triton ends the load it began", place.uri
+        )
+    _settle(servers, place, _PUT_BACK_TIMEOUT_S)
 
 
 def _agree(servers: TritonServers, place: ModelPlace, timeout_s: float) -> None:
