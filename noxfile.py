@@ -112,12 +112,14 @@ def wheels(session: nox.Session) -> None:
     shutil.rmtree(dist, ignore_errors=True)
     for path in PATHS:
         session.run("uv", "build", "--quiet", "--out-dir", str(dist), path)
+    # uv knows a wheel it once found by its version, and takes the one of the last time
+    anew = [f"--refresh-package={package}" for package in PACKAGES]
     for package, commands in ALONE.items():
         alone = Path(session.create_tmp(), package)
         session.run("uv", "venv", "--quiet", "--clear", "--python", "python", str(alone))
         (wheel,) = dist.glob(f"{package.replace('-', '_')}-*.whl")
         into = ("--python", str(alone / "bin" / "python"), "--find-links", str(dist))
-        session.run("uv", "pip", "install", "--quiet", *into, str(wheel))
+        session.run("uv", "pip", "install", "--quiet", *into, *anew, str(wheel))
         for program, *arguments in commands:
             path = str(alone / "bin" / program)
             session.run(path, *arguments, env=environment(session), external=True, silent=True)
