@@ -79,6 +79,9 @@ _SHORTEST_WAIT_S, _LONGEST_WAIT_S = 0.05, 1.0
 #: differ by so much.
 _FORGOTTEN_S = 24 * 3600.0
 
+#: The size of a note, or of a part of one whose holder has a long name.
+_NOTE_BYTES = 1024
+
 _NO_FLOCK = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
@@ -376,6 +379,8 @@ def _sign(descriptor: int, note: _Note) -> bool:
     The disk may be full: then others are told less, but what frees space can still be done.
     """
     data = note.to_bytes()
+    # Two who sign at once write equally much, each in one call: one of the notes stays, whole.
+    data = data.ljust(_NOTE_BYTES * math.ceil(len(data) / _NOTE_BYTES))
     try:
         os.pwrite(descriptor, data, 0)  # first: on a full disk there is room for what was there
         os.ftruncate(descriptor, len(data))
