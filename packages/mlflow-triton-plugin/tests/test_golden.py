@@ -13,7 +13,7 @@ from mlflow.deployments import get_deploy_client
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
-from mlflow_triton_plugin.golden import OUTPUT_EXAMPLE
+from triton_repo.artifact import OUTPUT_EXAMPLE
 
 from .conftest import error_of
 from .models import PYTHON_CONFIG, log_onnx, python_directory, python_source, scale_model

@@ -18,14 +18,14 @@ import pytest
 from hypothesis import given, settings
 from mlflow.models import Model
 
-from mlflow_triton_plugin import golden
 from mlflow_triton_plugin.predict import ModelSchema, to_tensors
 from mlflow_triton_plugin.response import Prediction, outputs_from_json
 from publish_tools import onnx_file as onnx_flavor
 from publish_tools import plan_model, publish_model, save_model
 from publish_tools.cli import main
-from publish_tools.examples import INPUT_EXAMPLE, OUTPUT_EXAMPLE
+from publish_tools.examples import INPUT_EXAMPLE
 from publish_tools.plan import content_digest
+from triton_repo.artifact import OUTPUT_EXAMPLE
 from triton_repo.errors import ArtifactError
 from triton_repo.tensors import DATATYPES, TensorSpec
 
@@ -52,10 +52,6 @@ def schema(datatype: str, shape: tuple[int, ...] = (-1,)) -> ModelSchema:
     return ModelSchema(
         "m", "1", (TensorSpec("X", datatype, shape),), (TensorSpec("Y", datatype, shape),)
     )
-
-
-def test_the_deployment_looks_for_the_name_that_is_written() -> None:
-    assert golden.OUTPUT_EXAMPLE == OUTPUT_EXAMPLE
 
 
 @pytest.mark.parametrize("form", ["names", "arrays", "wrapped", "a file of names", "a file"])

@@ -16,6 +16,7 @@ from mlflow_triton_plugin.settings import Options, Settings
 from triton_repo.errors import DeploymentNotFoundError, TritonRepoError
 from triton_repo.integrity import NO_MODELS, Integrity, deployed, recorded_bytes, verify
 from triton_repo.store import open_store
+from triton_repo.text import human_size, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say("interrupted")
         return _INTERRUPTED
     except (TritonRepoError, SettingsError, OSError) as exc:
-        _say(_one_line(exc))
+        _say(one_line(exc))
         return _CANNOT
 
 
@@ -187,7 +188,7 @@ def _document(store: Store, results: Sequence[Integrity], others: Sequence[str])
 
 def _summary(results: Sequence[Integrity]) -> str:
     found = sum(len(result.findings) for result in results)
-    size = _human_size(sum(result.size_bytes for result in results))
+    size = human_size(sum(result.size_bytes for result in results))
     return (
         f"checked {_count(len(results), 'deployment')}: "
         f"{_count(sum(result.files for result in results), 'file')}, {size}, are as recorded; "
@@ -247,19 +248,5 @@ def _say(text: str) -> None:
     sys.stderr.write(f"{_PROGRAM}: {text}\n")
 
 
-def _one_line(exc: BaseException) -> str:
-    return " ".join(str(exc).split()) or type(exc).__name__
-
-
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _human_size(size_bytes: int) -> str:
-    if size_bytes < 1000:  # noqa: PLR2004 - no prefix below
-        return f"{size_bytes} B"
-    size, units = float(size_bytes), iter("kMGTPE")
-    unit = ""
-    while size >= 1000:  # noqa: PLR2004 - decimal prefixes, as disks and MLflow's pages have them
-        size, unit = size / 1000, next(units)
-    return f"{size:.1f} {unit}B"

@@ -294,8 +294,10 @@ class Deployer:
             )
             change = plan(base=base)
             if base is not None and change.reuse is not None:
-                found = place.digests_of(change.reuse, base.versions[change.reuse].files)
-                change = plan(base=base.with_files(change.reuse, found))  # damage is placed anew
+                recorded = base.versions[change.reuse].files
+                found = place.digests_of(change.reuse, recorded)
+                if found != recorded:  # damaged: it is placed anew
+                    change = plan(base=base.with_files(change.reuse, found))
             example = (
                 read_example(artifact, tolerance=options.validate_tolerance)
                 if options.validate == "true"

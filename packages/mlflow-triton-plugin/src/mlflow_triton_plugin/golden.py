@@ -17,7 +17,9 @@ from mlflow.models import Model
 from mlflow_triton_plugin.errors import GoldenCheckError, RequestRefusedError
 from mlflow_triton_plugin.predict import InvalidInputError, to_tensors
 from mlflow_triton_plugin.response import outputs_from_json
+from triton_repo.artifact import OUTPUT_EXAMPLE
 from triton_repo.errors import ArtifactError
+from triton_repo.tensors import shape_fits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -29,9 +31,7 @@ if TYPE_CHECKING:
     from triton_repo.artifact import ModelArtifact
     from triton_repo.tensors import TensorSpec
 
-__all__ = ["OUTPUT_EXAMPLE", "GoldenExample", "read_example"]
-
-OUTPUT_EXAMPLE = "output_example.json"
+__all__ = ["GoldenExample", "read_example"]
 
 
 @dataclass(frozen=True)
@@ -137,9 +137,7 @@ def _named(names: Mapping[str, object]) -> str:
 def _misfit(array: NDArray[Any], spec: TensorSpec, rows: set[int]) -> str | None:
     if array.dtype != spec.dtype:
         return f"is {array.dtype}, and its configuration says {spec.datatype}"
-    sizes = zip(array.shape, spec.shape, strict=False)
-    fits = array.ndim == len(spec.shape) and all(want in (size, -1) for size, want in sizes)
-    if not fits or (rows and array.shape[0] not in rows):
+    if not shape_fits(array.shape, spec.shape) or (rows and array.shape[0] not in rows):
         batch = f" for {', '.join(map(str, rows))} rows" if rows else ""
         return f"has shape {list(array.shape)}{batch}, and should have {list(spec.shape)}"
     return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -178,38 +179,35 @@ class _Option:
     help: str
 
 
-def _seconds(value: Any, setting: str) -> float:
-    try:
-        seconds = float(value)
-    except (TypeError, ValueError):
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise SettingsError(
-            f"{setting} is {value!r}; a number of seconds belongs there", setting=setting
-        )
-    return seconds
+def _number(what: str, *, least: float) -> Callable[[Any, str], float]:
+    def parse(value: Any, setting: str) -> float:
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = -1.0
+        if isinstance(value, bool) or not least <= number < float("inf"):
+            raise SettingsError(f"{setting} is {value!r}; {what} belongs there", setting=setting)
+        return number
+
+    return parse
 
 
-def _number(value: Any, setting: str) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = -1.0
-    if isinstance(value, bool) or not 0 <= number < float("inf"):
-        raise SettingsError(
-            f"{setting} is {value!r}; a number of at least 0 belongs there", setting=setting
-        )
-    return number
+_seconds = _number("a number of seconds", least=sys.float_info.min)
+_at_least_0 = _number("a number of at least 0", least=0.0)
 
 
-def _validate(value: Any, setting: str) -> Validate:
-    text = str(value).strip().lower()  # Python's True, too
-    for choice in get_args(Validate):
-        if text == choice:
-            return choice  # type: ignore[no-any-return]
-    raise SettingsError(
-        f"{setting} is {value!r}; use {', '.join(get_args(Validate))}", setting=setting
-    )
+def _choice(choices: object, *, ignore_case: bool = False) -> Callable[[Any, str], Any]:
+    """One of a `Literal`'s strings."""
+
+    def parse(value: Any, setting: str) -> Any:
+        text = str(value).strip().lower() if ignore_case else value  # Python's True, too
+        if text not in get_args(choices):
+            raise SettingsError(
+                f"{setting} is {value!r}; use {', '.join(get_args(choices))}", setting=setting
+            )
+        return text
+
+    return parse
 
 
 def _together(value: Any, setting: str) -> Together:
@@ -240,19 +238,10 @@ def _count(least: int) -> Callable[[Any, str], int]:
     return parse
 
 
-def _conflict(value: Any, setting: str) -> OnConflict:
-    for choice in get_args(OnConflict):
-        if value == choice:
-            return choice  # type: ignore[no-any-return]
-    raise SettingsError(
-        f"{setting} is {value!r}; use {', '.join(get_args(OnConflict))}", setting=setting
-    )
-
-
 OPTIONS: dict[str, _Option] = {
     "on_conflict": _Option(
         "on_conflict",
-        _conflict,
+        _choice(OnConflict),
         ("create",),
         "what to do with a model of this name that is in the repository and was not deployed by "
         "MLflow: fail (default), adopt (its versions stay beside the new one) or replace (it is "
@@ -275,7 +264,7 @@ OPTIONS: dict[str, _Option] = {
     ),
     "validate": _Option(
         "validate",
-        _validate,
+        _choice(Validate, ignore_case=True),
         ("create", "update"),
         "load: before the model serves anybody, load it apart, under a name that no client knows. "
         "true: also send it the input example it was logged with; errors, wrong names, shapes or "
@@ -284,7 +273,7 @@ OPTIONS: dict[str, _Option] = {
     ),
     "validate_tolerance": _Option(
         "validate_tolerance",
-        _number,
+        _at_least_0,
         ("create", "update"),
         "how far validate lets a floating-point value be from the logged one, relatively and "
         "absolutely; default 0.001",
@@ -297,7 +286,7 @@ OPTIONS: dict[str, _Option] = {
     ),
     "lock_timeout": _Option(
         "lock_timeout_s",
-        _number,
+        _at_least_0,
         ("create", "update", "delete"),
         "seconds to wait for another command that is changing the same deployment; default 0",
     ),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     Count = Callable[[str, str, int], None]
+
+    class Tell(Protocol):
+        """See `tell`."""
+
+        def __call__(self, what: str, numbers: dict[str, object], *lines: str) -> None: ...
+
 
 #: How many points each kind of walk had, by scenario.
 POINTS = pytest.StashKey[dict[str, dict[str, int]]]()
@@ -102,6 +109,21 @@ def count(request: pytest.FixtureRequest) -> Count:
         counted.setdefault(kind, {})[label] = points
 
     return note
+
+
+@pytest.fixture
+def tell(
+    capsys: pytest.CaptureFixture[str], record_property: Callable[[str, object], None]
+) -> Tell:
+    """Print what was measured, and keep it in the report; a line of numbers, and more lines."""
+
+    def tell(what: str, numbers: dict[str, object], *lines: str) -> None:
+        line = ", ".join(f"{value} {key}" for key, value in numbers.items())
+        record_property(f"faults: {what}", "; ".join([line, *lines]))
+        with capsys.disabled():
+            sys.stdout.write("\n  ".join([f"\n{what}: {line}", *lines]) + "\n")
+
+    return tell
 
 
 def pytest_terminal_summary(

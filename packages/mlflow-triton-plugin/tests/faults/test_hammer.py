@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mlflow_triton_plugin.local import LocalTriton
     from mlflow_triton_plugin.plugin import TritonDeploymentClient
 
+    from .conftest import Tell
     from .hammer_models import StampModel
 
 SWITCHES = 50
@@ -86,18 +87,6 @@ def a_third_now_and_then(switches: int) -> list[int]:
     return plan
 
 
-def tell(
-    capsys: pytest.CaptureFixture[str],
-    record_property: Callable[[str, object], None],
-    what: str,
-    numbers: dict[str, object],
-) -> None:
-    line = ", ".join(f"{value} {key}" for key, value in numbers.items())
-    record_property(f"faults: {what}", line)
-    with capsys.disabled():
-        sys.stdout.write(f"\n{what}: {line}\n")
-
-
 @pytest.mark.timeout(600)
 def test_no_request_fails_or_mixes_versions_while_updates_and_roll_backs_go_by(
     client: TritonDeploymentClient,
@@ -105,8 +94,7 @@ def test_no_request_fails_or_mixes_versions_while_updates_and_roll_backs_go_by(
     stamp: StampModel,
     triton: LocalTriton,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    record_property: Callable[[str, object], None],
+    tell: Tell,
 ) -> None:
     """And what is asked after an update has returned is answered by the new version."""
     plan = a_third_now_and_then(SWITCHES)
@@ -126,8 +114,6 @@ def test_no_request_fails_or_mixes_versions_while_updates_and_roll_backs_go_by(
             on_disk = set(updated["versions"])
     took_s = time.monotonic() - begun_s
     tell(
-        capsys,
-        record_property,
         "hammer",
         {
             "requests": tally.requests,
@@ -154,8 +140,7 @@ def test_no_request_fails_while_updates_are_refused(
     stamp: StampModel,
     triton: LocalTriton,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    record_property: Callable[[str, object], None],
+    tell: Tell,
 ) -> None:
     """The old version answers everything, before, during and after an update that fails."""
     plan: list[tuple[int, bool]] = []  # the version asked for, and whether it can be had
@@ -188,8 +173,6 @@ def test_no_request_fails_while_updates_are_refused(
                 (stamp.control / f"{version}.initialize").unlink()
             assert client.get_deployment(name)["served_versions"] == [after]
     tell(
-        capsys,
-        record_property,
         "hammer, refused updates in between",
         {
             "requests": tally.requests,

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mlflow_triton_plugin.local import LocalTriton
     from mlflow_triton_plugin.plugin import TritonDeploymentClient
 
+    from .conftest import Tell
     from .hammer_models import StampModel
 
 LASTS_S = 60.0
@@ -120,27 +121,14 @@ def not_one_line(lines: list[dict[str, Any]]) -> list[str]:
     return [line["message"] for line in typed if "\n" in line["message"].strip()]
 
 
-def tell(
-    capsys: pytest.CaptureFixture[str],
-    record_property: Callable[[str, object], None],
-    what: str,
-    lines: list[dict[str, Any]],
-) -> None:
-    counts = Counter((line["command"], line["outcome"]) for line in lines)
-    failures = len(unexpected(lines))
-    parts = [f"{len(lines)} commands", f"{failures} failures"]
-    parts += [
-        f"{command} {outcome} {counts[command, outcome]}" for command, outcome in sorted(counts)
+def report(tell: Tell, what: str, lines: list[dict[str, Any]]) -> None:
+    counts = sorted(Counter((line["command"], line["outcome"]) for line in lines).items())
+    by_command = [
+        f"{command}: "
+        + ", ".join(f"{outcome} {count}" for (of, outcome), count in counts if of == command)
+        for command in storm.COMMANDS
     ]
-    record_property(f"faults: {what}", ", ".join(parts))
-    with capsys.disabled():
-        sys.stdout.write(f"\n{what}: {', '.join(parts[:2])}\n")
-        for command in storm.COMMANDS:
-            of_command = {
-                outcome: count for (each, outcome), count in counts.items() if each == command
-            }
-            said = ", ".join(f"{outcome} {of_command[outcome]}" for outcome in sorted(of_command))
-            sys.stdout.write(f"  {command}: {said}\n")
+    tell(what, {"commands": len(lines), "failures": len(unexpected(lines))}, *by_command)
 
 
 def still_works(
@@ -164,12 +152,11 @@ def test_after_a_storm_repository_records_and_server_agree_and_nothing_is_stray(
     witness: Witness,
     stamp: StampModel,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    record_property: Callable[[str, object], None],
+    tell: Tell,
 ) -> None:
     """And every error on the way is a typed one, of a kind that is to be expected."""
     lines = run_storm(tmp_path, stamp, lasts_s=LASTS_S)
-    tell(capsys, record_property, "storm", lines)
+    report(tell, "storm", lines)
     states = {name: witness.agrees(name) for name in NAMES}
     witness.nothing_stray(NAMES)
     for name in NAMES:
@@ -187,15 +174,14 @@ def test_after_a_storm_with_killed_processes_one_command_a_name_makes_all_agree(
     witness: Witness,
     stamp: StampModel,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    record_property: Callable[[str, object], None],
+    tell: Tell,
 ) -> None:
     """And nobody is kept out by a lock whose holder is dead."""
     lines = run_storm(tmp_path, stamp, lasts_s=SHORT_S, kill_every_s=KILL_EVERY_S)
     kills = {line["pid"]: line["killed_s"] for line in lines_of(tmp_path / "kills.jsonl")}
     left = {name: witness.view(name).state().name for name in NAMES}
     locks = sorted(path.name for path in witness.repository.iterdir() if path.is_file())
-    tell(capsys, record_property, f"storm with {len(kills)} killed, {left}, {locks}", lines)
+    report(tell, f"storm with {len(kills)} killed, {left}, {locks}", lines)
     # the first command after the storm, one kind a name; it may be refused, and mends all the same
     for name, command in zip(NAMES, ("update", "delete", "create", "update"), strict=True):
         code = first_command(client, command, name, stamp.uri(2))

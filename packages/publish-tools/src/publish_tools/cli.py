@@ -25,6 +25,7 @@ from publish_tools.publish import (
 )
 from triton_repo.entry import check_name
 from triton_repo.errors import InvalidNameError, TritonRepoError
+from triton_repo.text import human_size, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say("interrupted; a run that had begun is left, marked FAILED")
         return _INTERRUPTED
     except (TritonRepoError, PublishError, OSError) as exc:
-        _say(_one_line(exc))
+        _say(one_line(exc))
         return 1
 
 
@@ -276,13 +277,9 @@ def _say(text: str) -> None:
     sys.stderr.write(f"{_PROGRAM}: {text}\n")
 
 
-def _one_line(exc: BaseException) -> str:
-    return " ".join(str(exc).split()) or type(exc).__name__
-
-
 def _warn(result: _Result) -> None:
     if isinstance(result, FailedModel):
-        _say(f"{result.name}: {_one_line(result.error)}")
+        _say(f"{result.name}: {one_line(result.error)}")
         return
     for warning in _warnings(result):
         _say(f"warning: {warning}")
@@ -313,23 +310,13 @@ def _description(plan: ModelPlan) -> str:
         plan.flavor,
         f"version{_s(len(plan.versions))} {' '.join(map(str, plan.versions))}",
         f"{count} file{_s(count)}",
-        _human_size(plan.size_bytes),
+        human_size(plan.size_bytes),
     ]
     return ", ".join(part for part in parts if part != "versions ")
 
 
 def _s(count: int) -> str:
     return "" if count == 1 else "s"
-
-
-def _human_size(size_bytes: int) -> str:
-    if size_bytes < 1000:  # noqa: PLR2004 - no prefix below
-        return f"{size_bytes} B"
-    size, units = float(size_bytes), iter("kMGTPE")
-    unit = ""
-    while size >= 1000:  # noqa: PLR2004 - decimal prefixes, as disks and MLflow's pages have them
-        size, unit = size / 1000, next(units)
-    return f"{size:.1f} {unit}B"
 
 
 def _next_command(result: PublishedModel) -> str:
@@ -364,7 +351,7 @@ def _document(results: Sequence[_Result], request: _Request) -> dict[str, Any]:
 
 def _result_document(result: _Result, labels: Labels) -> dict[str, Any]:
     if isinstance(result, FailedModel):
-        return {"name": result.name, "status": "failed", "error": _one_line(result.error)}
+        return {"name": result.name, "status": "failed", "error": one_line(result.error)}
     tensors = result.plan.tensors
     return {
         "name": result.name,

@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from triton_repo.artifact import OUTPUT_EXAMPLE
 from triton_repo.errors import ArtifactError
-from triton_repo.tensors import TensorSpec
+from triton_repo.tensors import TensorSpec, shape_fits
 
 if TYPE_CHECKING:
     import os
 
-__all__ = ["INPUT_EXAMPLE", "OUTPUT_EXAMPLE", "Example", "Examples", "read_examples"]
+__all__ = ["INPUT_EXAMPLE", "Example", "Examples", "read_examples"]
 
 INPUT_EXAMPLE = "input_example.json"
-OUTPUT_EXAMPLE = "output_example.json"
 
 Example: TypeAlias = "Mapping[str, Any] | str | os.PathLike[str]"
 """`{name: nested lists or arrays}`, that below `"inputs"` or `"outputs"`, or a JSON file of it."""
@@ -211,5 +211,4 @@ def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     wanted = wanted or (1,)  # Triton has no scalars: its clients send [1]
     if 0 in shape:  # what is behind a dimension of 0 is not in the JSON
         return True
-    sizes = zip(shape, wanted, strict=False)
-    return len(shape) == len(wanted) and all(want in (size, -1) for size, want in sizes)
+    return shape_fits(shape, wanted)

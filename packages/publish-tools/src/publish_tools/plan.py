@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from publish_tools.examples import INPUT_EXAMPLE, OUTPUT_EXAMPLE, Examples, read_examples
+from publish_tools.examples import INPUT_EXAMPLE, Examples, read_examples
 from publish_tools.signature import Tensors, config_tensors, graph_tensors
+from triton_repo.artifact import OUTPUT_EXAMPLE
 from triton_repo.config import CONFIG_FILENAME, ModelConfig
 from triton_repo.entry import EntryFile, Tree, check_member, check_name
 from triton_repo.errors import (

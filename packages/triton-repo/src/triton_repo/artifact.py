@@ -18,9 +18,13 @@ from triton_repo.entry import check_member
 from triton_repo.errors import ArtifactError, ConfigError, MissingModelFileError
 from triton_repo.tensors import TensorSpec, datatype_of
 
-__all__ = ["MLMODEL_FILENAME", "ModelArtifact"]
+__all__ = ["MLMODEL_FILENAME", "OUTPUT_EXAMPLE", "ModelArtifact"]
 
 MLMODEL_FILENAME = "MLmodel"
+
+#: What MLflow has no file for: the outputs that belong to its input example, as its scoring
+#: server would answer them, `{"outputs": {name: values}}`.
+OUTPUT_EXAMPLE = "output_example.json"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from triton_repo.config import ModelConfig
+from triton_repo.config import NO_CONFIG, ModelConfig
 from triton_repo.entry import RepositoryEntry, Tree, check_name
 from triton_repo.errors import ArtifactError, ConfigError
 from triton_repo.store._copy import digest_file
@@ -159,10 +159,10 @@ def plan_change(
         ConfigError: `keep_versions` is no count, or what `together` names cannot serve together.
         ArtifactError: a model with several versions cannot stand beside versions of others.
     """
-    brought = entry.config.text if entry.config is not None else ""
+    brought = entry.config_text
     if base is not None and keep_base:
         entry = _with_edited_config(entry, base)
-    own = None if (entry.config.text if entry.config is not None else "") == brought else brought
+    own = None if entry.config_text == brought else brought
     if len(entry.versions) == 1:
         number, reuse = _choose_version(entry, source, base, wanted_version, keep_base=keep_base)
         on_disk = frozenset(base.versions if base else ())
@@ -188,7 +188,7 @@ def plan_change(
     serving = entry.config.pinned_versions if entry.config else ()
     config = entry.config
     if on_disk - numbers:  # its own policy must not take up what is there until the commit
-        serving = serving or (config or ModelConfig.parse("")).served(numbers)
+        serving = serving or (config or NO_CONFIG).served(numbers)
         config = _pinned(config, serving)
     return _with_shared(
         Change(
@@ -285,7 +285,7 @@ def _checked_together(change: Change) -> Change:
         ConfigError: they cannot.
     """
     main, *others = change.serving
-    config = change.config or ModelConfig.parse("")
+    config = change.config or NO_CONFIG
     shared = change.shared.names()
     for version in others:
         seen = change.base.versions[version] if change.base else None
@@ -333,8 +333,7 @@ def plan_return(
         versions={version: Tree()},
         config=config,
     )
-    now = base.now.shared
-    restored = {path: digest for path, digest in seen.shared.items() if now.get(path) != digest}
+    restored = base.now.set_aside_of(seen)
     single = _plan_single(entry, source, base, serving, reuse=version)
     return _checked_together(
         replace(
@@ -351,7 +350,7 @@ def plan_return(
 
 
 def _pinned(config: ModelConfig | None, versions: Iterable[int]) -> ModelConfig:
-    return (config or ModelConfig.parse("")).pinned(sorted(versions))
+    return (config or NO_CONFIG).pinned(sorted(versions))
 
 
 def _load_config(

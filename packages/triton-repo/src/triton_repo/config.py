@@ -20,7 +20,7 @@ from triton_repo.tensors import DATATYPES, TensorSpec, datatype_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["CONFIG_FILENAME", "ModelConfig"]
+__all__ = ["CONFIG_FILENAME", "NO_CONFIG", "ModelConfig"]
 
 CONFIG_FILENAME = "config.pbtxt"
 
@@ -262,6 +262,10 @@ class ModelConfig:
             return edited
         # Text that our scanner reads otherwise than protobuf does: correct beats pretty.
         return ModelConfig(_print(expected), expected)
+
+
+#: What Triton reads where there is no config.pbtxt.
+NO_CONFIG = ModelConfig.parse("")
 
 
 def _fill(tensor: object, spec: TensorSpec, kind: str) -> None:

@@ -110,6 +110,11 @@ class RepositoryEntry:
         """How many bytes will be copied."""
         return self.shared.size_bytes + sum(tree.size_bytes for tree in self.versions.values())
 
+    @property
+    def config_text(self) -> str:
+        """The text of its config.pbtxt; empty where it has none."""
+        return self.config.text if self.config is not None else ""
+
     def renumbered(self, version: int) -> RepositoryEntry:
         """The same single version under another number; a `specific` policy follows."""
         (tree,) = self.versions.values()

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
-from triton_repo.config import CONFIG_FILENAME, ModelConfig
+from triton_repo.config import CONFIG_FILENAME, NO_CONFIG, ModelConfig
 from triton_repo.entry import check_name
 from triton_repo.errors import (
     ConfigError,
@@ -29,7 +29,7 @@ from triton_repo.errors import (
 )
 from triton_repo.journal import OUR_DIRECTORY
 from triton_repo.layout import is_bytecode, is_shared_path
-from triton_repo.model_view import ASIDE, JOURNAL, NO_CONFIG, ModelView, PlaceState
+from triton_repo.model_view import ASIDE, JOURNAL, ModelView, PlaceState
 from triton_repo.record import RECORD_FILENAME, DeploymentRecord, FileDigest, RecordError
 
 if TYPE_CHECKING:
@@ -190,8 +190,8 @@ def _not_deployed(view: ModelView) -> DeploymentNotFoundError:
 def recorded_bytes(view: ModelView) -> int:
     """How many bytes `verify` will read, as far as that is known."""
     try:
-        record = view.readable_record()
-    except StoreError:
+        record = view.record()
+    except (RecordError, StoreError):
         return 0
     if record is None:
         return 0
@@ -345,13 +345,11 @@ def _expect(record: DeploymentRecord) -> _Expected:
     }
     aside: dict[str, tuple[int, str]] = {}
     if record.main is not None:
-        now = record.main.shared
-        files |= now
+        files |= record.shared
         for number, seen in record.versions.items():
-            for path, digest in seen.shared.items():
-                if now.get(path) != digest:
-                    kept = f"{ASIDE}/{digest.sha256}"
-                    files[kept], aside[kept] = digest, (number, path)
+            for path, digest in record.set_aside_of(seen).items():
+                kept = f"{ASIDE}/{digest.sha256}"
+                files[kept], aside[kept] = digest, (number, path)
     return _Expected(record, record.main, files, aside)
 
 

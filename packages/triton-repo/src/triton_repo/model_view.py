@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from triton_repo.config import CONFIG_FILENAME, ModelConfig
+from triton_repo.config import CONFIG_FILENAME, NO_CONFIG, ModelConfig
 from triton_repo.errors import ConfigError, ObjectNotFoundError, StoreError
 from triton_repo.journal import OUR_DIRECTORY, Journal
 from triton_repo.layout import is_bytecode, is_shared_path
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from triton_repo.entry import ModelName
     from triton_repo.store import Store
 
-__all__ = ["ASIDE", "JOURNAL", "NO_CONFIG", "ModelView", "PlaceState"]
+__all__ = ["ASIDE", "JOURNAL", "ModelView", "PlaceState"]
 
 #: Paths in a model's directory: the journal, and files beside config.pbtxt that were set aside.
 JOURNAL = f"{OUR_DIRECTORY}/journal.json"
@@ -37,9 +37,6 @@ ASIDE = f"{OUR_DIRECTORY}/shared"
 
 #: How many files are read at once.
 _READERS = 4
-
-#: What Triton reads where there is no config.pbtxt.
-NO_CONFIG = ModelConfig.parse("")
 
 
 class PlaceState(enum.Enum):
@@ -111,13 +108,6 @@ class ModelView:
         data = self.read(RECORD_FILENAME)
         where = f"{self.uri}/{RECORD_FILENAME}"
         return DeploymentRecord.parse(data, where=where) if data is not None else None
-
-    def readable_record(self) -> DeploymentRecord | None:
-        """The deployment record; None where there is none, or it cannot be read."""
-        try:
-            return self.record()
-        except RecordError:
-            return None
 
     def _record_to_change(self) -> DeploymentRecord | None:
         """The record; None where there is none, or it is damaged and a change will mend it."""

@@ -30,10 +30,10 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from triton_repo._version import WRITER
-from triton_repo.config import CONFIG_FILENAME
+from triton_repo.config import CONFIG_FILENAME, NO_CONFIG
 from triton_repo.errors import ConfigError, StoreError
 from triton_repo.journal import OUR_DIRECTORY, Journal
-from triton_repo.model_view import ASIDE, JOURNAL, NO_CONFIG, ModelView, PlaceState
+from triton_repo.model_view import ASIDE, JOURNAL, ModelView, PlaceState
 from triton_repo.record import (
     RECORD_FILENAME,
     DeploymentRecord,
@@ -66,6 +66,7 @@ class StagedChange:
 
     Attributes:
         change: what was planned.
+        journal: the note of it.
         versions: the version directories that were placed, by number.
         shared: the files beside config.pbtxt that were placed, if there were any.
         apart: the name under which a server can load it before it is installed; an empty string
@@ -73,6 +74,7 @@ class StagedChange:
     """
 
     change: Change
+    journal: Journal
     versions: Mapping[int, PlacedTree]
     shared: PlacedTree | None
     apart: str = ""
@@ -143,7 +145,7 @@ class ModelPlace(ModelView):
             StoreError: something could not be written; call `recover`.
         """
         self._refuse_collisions(change)
-        aside = self._shared_in_the_way(change)
+        aside = _shared_in_the_way(change)
         journal = Journal(
             operation=operation,
             model_uri=change.source.uri,
@@ -159,15 +161,17 @@ class ModelPlace(ModelView):
         )
         self._write_journal(journal)
         if apart or change.in_place:
-            return self._stage_apart(change, on_copied)
+            return self._stage_apart(change, journal, on_copied)
         self._put_guard(journal)
         versions = {
             version: self.store.place(self.key(str(version)), tree, on_copied)
             for version, tree in change.place.items()
         }
-        return StagedChange(change, versions, self._place_shared(change, on_copied))
+        return StagedChange(change, journal, versions, self._place_shared(change, on_copied))
 
-    def _stage_apart(self, change: Change, on_copied: Callable[[int], None] | None) -> StagedChange:
+    def _stage_apart(
+        self, change: Change, journal: Journal, on_copied: Callable[[int], None] | None
+    ) -> StagedChange:
         """Make `incoming/` the model directory to be, config.pbtxt left out."""
         shared = self._place_shared(change, on_copied)
         for path, digest in change.shared_restored.items():
@@ -178,7 +182,7 @@ class ModelPlace(ModelView):
             version: self.store.place(self.key(f"{_INCOMING}/{version}"), tree, on_copied)
             for version, tree in change.entry.versions.items()
         }
-        return StagedChange(change, versions, shared, apart=self.apart)
+        return StagedChange(change, journal, versions, shared, apart=self.apart)
 
     def _take_back(self, path: str, digest: FileDigest) -> None:
         """Copy a file that was set aside to where it can be installed from."""
@@ -201,7 +205,7 @@ class ModelPlace(ModelView):
         Raises:
             StoreError: something could not be written; call `recover`.
         """
-        change, journal = staged.change, self._journal_of_change()
+        change, journal = staged.change, staged.journal
         self._set_aside(journal.shared_before)
         self._put_guard(journal)
         for path, digest in change.shared_restored.items():
@@ -214,18 +218,18 @@ class ModelPlace(ModelView):
                 raise self._in_the_way(path)
             self.store.move(self.key(f"{_INCOMING}/{path}"), self.key(path))
         if change.replaced or not journal.shared_before.keys().isdisjoint(change.shared_paths):
-            self._exchange(journal, staged)
+            self._exchange(staged)
 
-    def _exchange(self, journal: Journal, staged: StagedChange) -> None:
+    def _exchange(self, staged: StagedChange) -> None:
         """Let what is incoming and what it overwrites change places."""
         # All is durable before a reader finds it, and the record has room before anything moves.
-        self._write(f"{_READY}/{RECORD_FILENAME}", self._record_of(staged, journal).to_bytes())
+        self._write(f"{_READY}/{RECORD_FILENAME}", self._record_of(staged).to_bytes())
         config = staged.change.config
         if config is not None and self.read(CONFIG_FILENAME) is not None:
             self._write(f"{_INCOMING}/{CONFIG_FILENAME}", config.data)
         self._write(_INSTALLED, b"no")
         self._write(f"{_INCOMING}/{_MARK}", b"yes")
-        self._change_places(journal)
+        self._change_places(staged.journal)
 
     def _change_places(self, journal: Journal) -> None:
         """Exchange what a change overwrites, and the mark that says so; the same undoes it."""
@@ -234,12 +238,6 @@ class ModelPlace(ModelView):
         pairs += [(path, f"{_INCOMING}/{path}") for path in paths]
         there = [pair for pair in pairs if self.store.exists(self.key(pair[1]))]
         self.store.exchange([(self.key(incoming), self.key(path)) for path, incoming in there])
-
-    def _journal_of_change(self) -> Journal:
-        journal = self.journal()
-        if journal is None:
-            raise ValueError("only a staged change can be installed and committed")
-        return journal
 
     def _refuse_collisions(self, change: Change) -> None:
         """Make sure that what the change adds is not there: an undo would take it away.
@@ -265,12 +263,6 @@ class ModelPlace(ModelView):
             uri=self.store.uri,
             key=self.key(path),
         )
-
-    def _shared_in_the_way(self, change: Change) -> dict[str, str]:
-        """Shared files the change overwrites or removes, with their sha256."""
-        present = self.shared_files()
-        touched = [path for path in (*change.shared_paths, *change.shared_gone) if path in present]
-        return {path: digest.sha256 for path, digest in self.digests(touched).items()}
 
     def _set_aside(self, aside: Mapping[str, str]) -> None:
         for path, sha256 in aside.items():
@@ -303,7 +295,7 @@ class ModelPlace(ModelView):
             return None
         return self.store.place(self.key(_INCOMING), change.shared, on_copied)
 
-    def _record_of(self, staged: StagedChange, journal: Journal) -> DeploymentRecord:
+    def _record_of(self, staged: StagedChange) -> DeploymentRecord:
         change, files, shared = staged.change, staged.version_digests(), staged.shared_digests()
         before = dict(change.base.versions) if change.base else {}
         known = change.base.recorded if change.base else None
@@ -312,7 +304,7 @@ class ModelPlace(ModelView):
                 before[number] = replace(before[number], files=was.files)
         gone = change.replaced | change.doomed
         versions = {number: seen for number, seen in before.items() if number not in gone}
-        config = change.entry.config.text if change.entry.config else ""
+        config = change.entry.config_text
         members = len(change.entry.versions)
         flavor = change.entry.flavor
         new = VersionRecord(
@@ -320,7 +312,7 @@ class ModelPlace(ModelView):
             {},
             shared,
             config,
-            journal.since,  # the same whenever it is asked for
+            staged.journal.since,  # the same whenever it is asked for
             WRITER,
             flavor,
             members,
@@ -361,12 +353,11 @@ class ModelPlace(ModelView):
                 `recover`, which finishes or undoes it.
         """
         change = staged.change
-        journal = self._journal_of_change()
-        record = self._record_of(staged, journal)
+        record = self._record_of(staged)
         if serving:
             record = replace(record, serving=serving)
         committed = replace(
-            journal,
+            staged.journal,
             config_after=change.config.data if change.config else None,
             record_after=record.to_bytes(),
             doomed_versions=tuple(sorted(change.doomed)),
@@ -524,6 +515,13 @@ class ModelPlace(ModelView):
             self.store.write(self.key(path), data)
 
 
+def _shared_in_the_way(change: Change) -> dict[str, str]:
+    """Shared files the change overwrites or removes, with their sha256."""
+    now = change.base.now.shared if change.base else {}
+    touched = (*change.shared_paths, *change.shared_gone)
+    return {path: now[path].sha256 for path in touched if path in now}
+
+
 def _committed_files(journal: Journal) -> list[tuple[str, bytes]]:
     """config.pbtxt, if there is going to be one, and the record: in the order of the commit."""
     files = [(CONFIG_FILENAME, journal.config_after), (RECORD_FILENAME, journal.record_after)]
@@ -532,12 +530,10 @@ def _committed_files(journal: Journal) -> list[tuple[str, bytes]]:
 
 def _set_aside_for(record: DeploymentRecord) -> set[str]:
     """The sha256 of what a version on disk had beside config.pbtxt, where something else is now."""
-    now = record.shared
     return {
         digest.sha256
         for seen in record.versions.values()
-        for path, digest in seen.shared.items()
-        if now.get(path) != digest
+        for digest in record.set_aside_of(seen).values()
     }
 
 

@@ -162,6 +162,14 @@ class DeploymentRecord:
         """The files beside config.pbtxt, as the main version was placed with them."""
         return self.main.shared if self.main is not None else {}
 
+    def set_aside_of(self, version: VersionRecord) -> dict[str, FileDigest]:
+        """What a version had beside config.pbtxt where the main one has something else, or nothing.
+
+        It needs them back to serve again; until then they are kept aside, by their sha256.
+        """
+        now = self.shared
+        return {path: digest for path, digest in version.shared.items() if now.get(path) != digest}
+
     def to_bytes(self) -> bytes:
         """The file's content."""
         document = {

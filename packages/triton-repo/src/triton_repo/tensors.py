@@ -12,7 +12,7 @@ import numpy as np
 
 from triton_repo.errors import ConfigError
 
-__all__ = ["DATATYPES", "Datatype", "TensorSpec", "datatype_of"]
+__all__ = ["DATATYPES", "Datatype", "TensorSpec", "datatype_of", "shape_fits"]
 
 
 @dataclass(frozen=True)
@@ -143,3 +143,10 @@ class TensorSpec:
 
     def __str__(self) -> str:
         return f"{self.name} {self.datatype}{list(self.shape)}"
+
+
+def shape_fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether an array of `shape` is what `wanted` asks for; -1 there stands for any size."""
+    if len(shape) != len(wanted):
+        return False
+    return all(want in (size, -1) for size, want in zip(shape, wanted, strict=True))

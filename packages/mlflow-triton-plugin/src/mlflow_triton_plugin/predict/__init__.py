@@ -17,6 +17,7 @@ from mlflow_triton_plugin.predict._arrays import array_of
 from mlflow_triton_plugin.predict._cast import cast, shown
 from mlflow_triton_plugin.predict._forms import named
 from mlflow_triton_plugin.predict._schema import InvalidInputError, ModelSchema
+from triton_repo.tensors import shape_fits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -88,14 +89,8 @@ def _unknown(name: str, schema: ModelSchema) -> InvalidInputError:
 # -- shapes ----------------------------------------------------------------------------------------
 
 
-def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    if len(shape) != len(wanted):
-        return False
-    return all(want in (size, -1) for size, want in zip(shape, wanted, strict=True))
-
-
 def _check_shape(array: NDArray[Any], spec: TensorSpec, schema: ModelSchema) -> None:
-    if _fits(array.shape, spec.shape):
+    if shape_fits(array.shape, spec.shape):
         return
     hint = _shape_hint(array, spec, schema) or "-1 stands for any size"
     got, wanted = list(array.shape), list(spec.shape)
@@ -112,9 +107,9 @@ def _shape_hint(array: NDArray[Any], spec: TensorSpec, schema: ModelSchema) -> s
         ones = [max(size, 1) for size in wanted]
         given = shown(array.item())
         return f"{given} is a single value, send nested lists or an array of shape such as {ones}"
-    if wanted[:1] == (-1,) and _fits(shape, wanted[1:]):
+    if wanted[:1] == (-1,) and shape_fits(shape, wanted[1:]):
         return f"the {first} is missing, send {[1, *shape]} (array[numpy.newaxis])"
-    if shape[0] == 1 and _fits(shape[1:], wanted):
+    if shape[0] == 1 and shape_fits(shape[1:], wanted):
         return "there is one dimension too many, drop the first (array[0])"
     return None
 
