@@ -516,6 +516,20 @@ def test_a_version_that_nobody_of_us_placed_is_never_pruned(bench: Bench) -> Non
     assert bench.place.versions() == (1, 2, 5)
 
 
+def test_a_file_edited_while_the_model_was_fetched_is_not_set_aside_as_what_it_was(
+    bench: Bench,
+) -> None:
+    """Its version cannot come back from it then; it is placed again instead."""
+    bench.deploy("cats", 1)(bench.place)
+    change = bench.plan(bench.place, "dogs", 2)
+    (bench.model / "labels").write_bytes(b"edited meanwhile")
+    carry_out(bench.place, change)
+    stock = bench.place.take_stock()
+    assert not stock.can_return(1)
+    bench.deploy("cats", 1)(bench.place)
+    assert (bench.model / "labels").read_bytes() == b"cat"
+
+
 def test_what_was_set_aside_is_checked_before_it_comes_back(bench: Bench) -> None:
     bench.deploy("cats", 1)(bench.place)
     bench.deploy("dogs", 2)(bench.place)

@@ -145,7 +145,7 @@ class ModelPlace(ModelView):
             StoreError: something could not be written; call `recover`.
         """
         self._refuse_collisions(change)
-        aside = _shared_in_the_way(change)
+        aside = self._shared_in_the_way(change)
         journal = Journal(
             operation=operation,
             model_uri=change.source.uri,
@@ -263,6 +263,15 @@ class ModelPlace(ModelView):
             uri=self.store.uri,
             key=self.key(path),
         )
+
+    def _shared_in_the_way(self, change: Change) -> dict[str, str]:
+        """Shared files the change overwrites or removes, with their sha256.
+
+        Fetching took its time, and somebody may have edited one since stock was taken.
+        """
+        present = self.shared_files()
+        touched = [path for path in (*change.shared_paths, *change.shared_gone) if path in present]
+        return {path: digest.sha256 for path, digest in self.digests(touched).items()}
 
     def _set_aside(self, aside: Mapping[str, str]) -> None:
         for path, sha256 in aside.items():
@@ -513,13 +522,6 @@ class ModelPlace(ModelView):
         """Write unless the content is there already: a file's time stamp means something."""
         if self.read(path) != data:
             self.store.write(self.key(path), data)
-
-
-def _shared_in_the_way(change: Change) -> dict[str, str]:
-    """Shared files the change overwrites or removes, with their sha256."""
-    now = change.base.now.shared if change.base else {}
-    touched = (*change.shared_paths, *change.shared_gone)
-    return {path: now[path].sha256 for path in touched if path in now}
 
 
 def _committed_files(journal: Journal) -> list[tuple[str, bytes]]:
