@@ -273,7 +273,8 @@ class Deployer:
         *,
         operation: str,
     ) -> dict[str, Any]:
-        if base is not None and (options.on_conflict != "replace" or is_ours(base)):
+        keep_base = options.on_conflict != "replace" or is_ours(base)
+        if base is not None and keep_base:
             check_config(place, base)
         wanted = model.source.registered_version
         with fetched(model) as artifact:
@@ -289,7 +290,7 @@ class Deployer:
                 model.source,
                 wanted_version=wanted,
                 keep_versions=options.keep_versions or DEFAULT_KEEP_VERSIONS,
-                keep_base=options.on_conflict != "replace" or is_ours(base),
+                keep_base=keep_base,
                 together=options.serve_versions,
             )
             change = plan(base=base)

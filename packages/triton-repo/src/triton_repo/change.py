@@ -163,9 +163,9 @@ def plan_change(
     if base is not None and keep_base:
         entry = _with_edited_config(entry, base)
     own = None if entry.config_text == brought else brought
+    on_disk = frozenset(base.versions if base else ())
     if len(entry.versions) == 1:
         number, reuse = _choose_version(entry, source, base, wanted_version, keep_base=keep_base)
-        on_disk = frozenset(base.versions if base else ())
         serving = (together or Together()).chosen(number, on_disk if keep_base else ())
         if base is not None and keep_base:
             doomed = base.ours - _kept(base, serving, keep_versions)
@@ -174,7 +174,6 @@ def plan_change(
         single = _plan_single(entry.renumbered(number), source, base, serving, reuse=reuse)
         change = replace(single, doomed=doomed - single.replaced, own_config=own)
         return _checked_together(_with_shared(change, keep_base=keep_base))
-    on_disk = frozenset(base.versions if base else ())
     if base is not None and keep_base and not base.ours >= on_disk:
         raise ArtifactError(
             f"{entry.name} brings several versions, and versions that it did not bring "

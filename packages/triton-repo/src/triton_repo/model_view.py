@@ -6,7 +6,7 @@ import enum
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from triton_repo.config import CONFIG_FILENAME, NO_CONFIG, ModelConfig
 from triton_repo.errors import ConfigError, ObjectNotFoundError, StoreError
@@ -24,7 +24,7 @@ from triton_repo.record import (
 from triton_repo.stock import Stock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from triton_repo.entry import ModelName
     from triton_repo.store import Store
@@ -37,6 +37,8 @@ ASIDE = f"{OUR_DIRECTORY}/shared"
 
 #: How many files are read at once.
 _READERS = 4
+
+_T = TypeVar("_T")
 
 
 class PlaceState(enum.Enum):
@@ -143,8 +145,11 @@ class ModelView:
         return {path: size for path, size in files.items() if is_shared_path(PurePosixPath(path))}
 
     def digests(self, paths: Iterable[str]) -> dict[str, FileDigest]:
-        """Digests of files of the model, by path."""
-        return {path: self.store.digest(self.key(path)) for path in paths}
+        """Digests of files of the model, by path, read side by side."""
+        listed = list(paths)
+        with ThreadPoolExecutor(min(_READERS, len(listed) or 1)) as pool:
+            keys = [self.key(path) for path in listed]
+            return dict(zip(listed, pool.map(self.store.digest, keys), strict=True))
 
     def take_stock(self) -> Stock:
         """Look at everything once: config.pbtxt, the record, every file's path and size.
@@ -194,11 +199,8 @@ class ModelView:
         )
 
     def digests_of(self, version: int, paths: Iterable[str]) -> dict[str, FileDigest]:
-        """Digests of files of one version, by path in it, read side by side."""
-        listed = list(paths)
-        with ThreadPoolExecutor(min(_READERS, len(listed) or 1)) as pool:
-            keys = [self.key(f"{version}/{path}") for path in listed]
-            return dict(zip(listed, pool.map(self.store.digest, keys), strict=True))
+        """Digests of files of one version, by path in it."""
+        return _below(self.digests(f"{version}/{path}" for path in paths), str(version))
 
     def _stock_of(
         self,
@@ -240,10 +242,10 @@ def _edited(config: ModelConfig | None, recorded: DeploymentRecord | None) -> Mo
     return None if config.data in (ours.data, pinned.data) else config
 
 
-def _below(listed: dict[str, int], directory: str) -> dict[str, int]:
-    """The files below one directory, by their paths in it."""
+def _below(files: Mapping[str, _T], directory: str) -> dict[str, _T]:
+    """What is known of the files below one directory, by their paths in it."""
     prefix = f"{directory}/"
-    return {path[len(prefix) :]: size for path, size in listed.items() if path.startswith(prefix)}
+    return {path[len(prefix) :]: each for path, each in files.items() if path.startswith(prefix)}
 
 
 def _is_version(name: str) -> bool:
