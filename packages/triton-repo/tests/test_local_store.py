@@ -123,9 +123,7 @@ def test_an_escaped_file_address_is_decoded_once(tmp_path: Path) -> None:
     assert store.uri == f"{tmp_path}/a b%25"
 
 
-@pytest.mark.parametrize(
-    "address", ["gs://bucket/x", "as://account/x", "https://host/x", "file://elsewhere/x"]
-)
+@pytest.mark.parametrize("address", ["gs://bucket/x", "https://host/x", "file://elsewhere/x"])
 def test_an_address_that_is_not_served_is_never_a_local_folder(address: str) -> None:
     with pytest.raises(StoreError) as caught:
         open_store(address)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit
 
 from triton_repo.errors import StoreError
 from triton_repo.store._local import LocalStore
+from triton_repo.store._s3_address import S3Address
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from triton_repo.entry import Tree
@@ -46,8 +48,39 @@ class Store(Protocol):
     def uri(self) -> str:
         """How messages name the repository; never with credentials."""
 
+    @property
+    def readers(self) -> int:
+        """How many files are worth reading at once."""
+
+    @property
+    def places_whole(self) -> bool:
+        """Whether a directory that is placed appears with everything in it, in one step."""
+
+    @property
+    def resumes(self) -> bool:
+        """Whether what an interrupted `place` has sent is worth keeping for the next one."""
+
+    @property
+    def can_fill_up(self) -> bool:
+        """Whether a small file may find no room, and should have it before all depends on it."""
+
+    def copies_from(self, uri: str, endpoint: str) -> bool:
+        """Whether files there might be placed without coming through this machine.
+
+        Args:
+            uri: such as `s3://bucket/path`.
+            endpoint: of that store, or an empty string for the default.
+        """
+
     def check(self) -> None:
         """Make sure that the repository exists and can be written."""
+
+    def snapshot(self) -> Store:
+        """The same to read from, for somebody who wants to see all of it at once.
+
+        Where every look is a request, nearly everything is asked for now, in as few as can be, and
+        later changes are not seen.
+        """
 
     def children(self, key: str) -> list[str]:
         """Names of the directories right below `key` (`""`: the root), sorted."""
@@ -68,7 +101,12 @@ class Store(Protocol):
         """Put a small file; a reader sees the old content or the new one, never a part."""
 
     def place(
-        self, key: str, tree: Tree, on_copied: Callable[[int], None] | None = None
+        self,
+        key: str,
+        tree: Tree,
+        on_copied: Callable[[int], None] | None = None,
+        *,
+        sent: str = "",
     ) -> PlacedTree:
         """Copy a tree to the new directory `key`.
 
@@ -80,6 +118,8 @@ class Store(Protocol):
             key: a directory that is not there yet.
             tree: what to copy.
             on_copied: called with the number of bytes after each piece.
+            sent: a directory with files that were sent before, by the same paths: where `resumes`,
+                those with the same content need not be sent again.
 
         Returns:
             The way to the digests.
@@ -133,7 +173,8 @@ class Store(Protocol):
 
         Raises:
             LockedError: somebody else holds it, and still did after `wait_s`. Or, as the block
-                ends: this process stood still for so long that another host took it over.
+                ends, and in an object store before anything else is written: this process stood
+                still for so long that another host took it over.
         """
 
 
@@ -141,22 +182,52 @@ def open_store(address: str) -> Store:
     """Open the repository that TRITON_MODEL_REPO names.
 
     Args:
-        address: a path or a `file://` URI.
+        address: a path, a `file://` URI, `s3://…` or `as://…` as Triton spells them.
 
     Raises:
-        StoreError: the address is of a kind that is not served.
+        StoreError: the address is of a kind that is not served, or cannot be read.
     """
+    scheme, separator, _ = address.partition("://")
+    if scheme == "s3" and separator:
+        return _open_s3(address)
+    if scheme == "as" and separator:
+        return _open_azure(address)
     parts = urlsplit(address)
     if len(parts.scheme) < 2:  # noqa: PLR2004 - no scheme
         return LocalStore(Path(address))
     if parts.scheme == "file":
         if parts.netloc not in ("", "localhost"):
-            raise StoreError(
-                f"{address} names the host {parts.netloc!r}; use file:///…", uri=address
-            )
+            raise StoreError("file:// addresses name no host; use file:///path", uri="file://")
         return LocalStore(Path(unquote(parts.path)))
     raise StoreError(
-        f"model repositories at {parts.scheme}:// cannot be written yet; "
-        "use a directory that Triton also reads",
+        f"model repositories at {parts.scheme}:// cannot be written; use s3://, as:// or a "
+        "directory that Triton also reads",
         uri=address,
     )
+
+
+def _open_s3(address: str) -> Store:
+    with _installed("s3", address):
+        from triton_repo.store._objects import ObjectStore  # noqa: PLC0415 - a second's import
+        from triton_repo.store._s3 import S3Bucket  # noqa: PLC0415 - the same
+    return ObjectStore(S3Bucket(S3Address.parse(address)))
+
+
+def _open_azure(address: str) -> Store:
+    with _installed("azure", address):
+        from triton_repo.store._azure import AzureAddress, AzureBucket  # noqa: PLC0415 - the same
+        from triton_repo.store._objects import ObjectStore  # noqa: PLC0415 - the same
+    return ObjectStore(AzureBucket(AzureAddress.parse(address)))
+
+
+@contextmanager
+def _installed(extra: str, address: str) -> Iterator[None]:
+    """Say which extra is missing, where one is."""
+    try:
+        yield
+    except ModuleNotFoundError as exc:
+        raise StoreError(
+            f"{exc.name} is not installed, and {address.partition('://')[0]}:// needs it: "
+            f"pip install 'triton-repo[{extra}]'",
+            uri=address,
+        ) from exc

@@ -28,7 +28,8 @@ from triton_repo.errors import (
 )
 from triton_repo.store._copy import Copier, copy_file, digest_file, flush_directory
 from triton_repo.store._exchange import SWAP_PREFIX, exchange, finish_exchange
-from triton_repo.store._lock import LOCK_SUFFIX, remove_dead_lock, take_lock
+from triton_repo.store._lock import remove_dead_lock, take_lock
+from triton_repo.store._locked import LOCK_SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,6 +50,8 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 #: place. Triton would read "3.tmp" as version 3, and its auto-complete looks for the model file in
 #: the directory that sorts first: the name is no number and sorts after them.
 _TEMPORARY = "_mlflow_triton_tmp-"
+#: What hashes at once and does not yet wait for one another's disk.
+_READERS = 4
 #: A temporary file at the root may be anybody's; one that nobody has written to for so long is not
 #: wanted any more.
 _FORGOTTEN_S = 3600.0
@@ -66,6 +69,22 @@ class LocalStore:
     @property
     def uri(self) -> str:
         return str(self.root)
+
+    @property
+    def readers(self) -> int:
+        return _READERS
+
+    @property
+    def places_whole(self) -> bool:
+        return True
+
+    @property
+    def resumes(self) -> bool:
+        return False
+
+    @property
+    def can_fill_up(self) -> bool:
+        return True
 
     def _path(self, key: str) -> Path:
         if not key:
@@ -89,6 +108,10 @@ class LocalStore:
                 )
         return path
 
+    def copies_from(self, uri: str, endpoint: str) -> bool:
+        del uri, endpoint
+        return False
+
     def check(self) -> None:
         if not self.root.is_dir():
             raise self._no_root()
@@ -106,6 +129,9 @@ class LocalStore:
             "directory that Triton was started with (--model-repository)",
             uri=self.uri,
         )
+
+    def snapshot(self) -> LocalStore:
+        return self
 
     def children(self, key: str) -> list[str]:
         with self.translated(key), os.scandir(self._path(key)) as entries:
@@ -151,8 +177,14 @@ class LocalStore:
             flush_directory(path.parent)
 
     def place(
-        self, key: str, tree: Tree, on_copied: Callable[[int], None] | None = None
+        self,
+        key: str,
+        tree: Tree,
+        on_copied: Callable[[int], None] | None = None,
+        *,
+        sent: str = "",
     ) -> _LocalTree:
+        del sent  # copying again costs no more
         target = self._writable(key)
         staging = _temporary_beside(target)
         copier = Copier()
@@ -364,7 +396,7 @@ def _fill(
         if target.parent not in made:
             target.parent.mkdir(parents=True, exist_ok=True)
             made.update(parent for parent in target.parents if staging in parent.parents)
-        pending[str(file.path)] = copier.copy(file.source, target, on_copied)
+        pending[str(file.path)] = copier.copy(file.local(), target, on_copied)
     for path in tree.empty_directories:
         (staging / path).mkdir(parents=True, exist_ok=True)
     for directory in made:

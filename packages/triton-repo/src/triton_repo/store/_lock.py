@@ -50,16 +50,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from triton_repo.errors import LockedError
+from triton_repo.store._locked import OUR_SUFFIX, taken_over, wait_for
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["LOCK_SUFFIX", "HeldLock", "remove_dead_lock", "take_lock"]
-
-#: What the name of a lock file ends in; and in what it ends if only we can have made it.
-LOCK_SUFFIX = ".lock"
-_OUR_SUFFIX = ".mlflow-triton.lock"
+__all__ = ["HeldLock", "remove_dead_lock", "take_lock"]
 
 #: How often a holder moves the file's time, and how long others watch it stand still.
 _BEAT_S = 5.0
@@ -73,8 +69,8 @@ _BLOCKED_S = 0.1
 #: Nobody takes longer from creating the file to signing it.
 _UNSIGNED_S = 1.0
 _STEP_S = 0.02
-#: Between two attempts, while somebody waits for the holder.
-_SHORTEST_WAIT_S, _LONGEST_WAIT_S = 0.05, 1.0
+#: Between the first two attempts, while somebody waits for the holder.
+_SHORTEST_WAIT_S = 0.05
 #: Another host's lock that nobody asks for goes when its time is this old: no two hosts' clocks
 #: differ by so much.
 _FORGOTTEN_S = 24 * 3600.0
@@ -160,13 +156,7 @@ class HeldLock:
     ) -> None:
         taker = self._release()
         if taker is not None and value is None:
-            raise LockedError(
-                f"{taker.holder} took over the lock of {_name(self._path)} at {taker.since}: this "
-                f"process had not been heard of for {_LEASE_S:g} s; look at what stands there, and "
-                "run the command again",
-                holder=taker.holder,
-                since=taker.since,
-            )
+            raise taken_over(self._path.name, taker, _LEASE_S)
 
     def _release(self) -> _Note | None:
         """Remove the file, if it is still ours, and let go; else who has taken it over."""
@@ -204,19 +194,9 @@ def take_lock(path: Path, holder: str, wait_s: float = 0.0) -> HeldLock:
         LockedError: somebody else holds it.
         OSError: the file cannot be written.
     """
-    began = time.monotonic()
-    pause_s = _SHORTEST_WAIT_S
-    while True:
-        taken = None
-        while taken is None:
-            taken = _attempt(path, holder)
-        if isinstance(taken, HeldLock):
-            return taken
-        waited_s = time.monotonic() - began
-        if waited_s >= wait_s:
-            raise _locked_error(path, taken, waited_s if wait_s > 0 else 0.0)
-        time.sleep(min(pause_s, wait_s - waited_s))
-        pause_s = min(2 * pause_s, _LONGEST_WAIT_S)
+    return wait_for(
+        path.name, lambda: _attempt(path, holder), wait_s=wait_s, pause_s=_SHORTEST_WAIT_S
+    )
 
 
 def remove_dead_lock(path: Path) -> None:
@@ -237,7 +217,7 @@ def remove_dead_lock(path: Path) -> None:
         forgotten = time.time() - seen.modified_ns / 1e9 > _FORGOTTEN_S
         if seen.note is None:
             empty = os.fstat(descriptor).st_size == 0
-            dead = forgotten and empty and path.name.endswith(_OUR_SUFFIX)
+            dead = forgotten and empty and path.name.endswith(OUR_SUFFIX)
         else:
             dead = forgotten or seen.note.within_reach_of(_note(descriptor, ""))
         if dead:
@@ -246,29 +226,29 @@ def remove_dead_lock(path: Path) -> None:
         os.close(descriptor)
 
 
-def _attempt(path: Path, holder: str) -> HeldLock | _Note | None:
-    """The lock, or the note of who has it; None where the file went away meanwhile."""
+def _attempt(path: Path, holder: str) -> tuple[HeldLock | None, _Note | None]:
+    """The lock, or the note of who has it; neither where the file went away meanwhile."""
     descriptor, created = _open(path)
     with ExitStack() as unless_held:
         unless_held.callback(os.close, descriptor)
         flocked = _flock(descriptor, path, created=created)
         seen = _look(path)
         if flocked is False:
-            return (seen.note or _UNKNOWN) if seen else None
+            return None, (seen.note or _UNKNOWN) if seen else None
         if seen is None or not _is_at(path, descriptor):
-            return None
+            return None, None
         mine = _note(descriptor, holder)
         reached = flocked and seen.note is not None and seen.note.within_reach_of(mine)
         doubt = not created and not reached
         if doubt and (now := _watch(path, seen)) != seen:
-            return (now.note or _UNKNOWN) if now else None
+            return None, (now.note or _UNKNOWN) if now else None
         held = HeldLock(path, descriptor, mine)
         if doubt:
             time.sleep(_SETTLE_S)
             if (taker := held.taker()) is not None:
-                return taker
+                return None, taker
         unless_held.pop_all()
-        return held
+        return held, None
 
 
 def _open(path: Path) -> tuple[int, bool]:
@@ -397,17 +377,3 @@ def _beat(descriptor: int, done: threading.Event) -> None:
                 os.utime(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _name(path: Path) -> str:
-    return path.name.removesuffix(_OUR_SUFFIX).removesuffix(LOCK_SUFFIX).strip(".")
-
-
-def _locked_error(path: Path, seen: _Note, waited_s: float) -> LockedError:
-    waited = f"; waited {waited_s:.3g} s" if waited_s else ""
-    return LockedError(
-        f"{_name(path)} is being changed by {seen.holder} since {seen.since}{waited}; try again "
-        "when it is done",
-        holder=seen.holder,
-        since=seen.since,
-    )

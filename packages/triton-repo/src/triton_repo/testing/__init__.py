@@ -11,8 +11,6 @@ class TestMyStore(StoreContract):
 ```
 """
 
-# ruff: noqa: S101 - pytest's assertions are these
-
 from __future__ import annotations
 
 import hashlib
@@ -90,13 +88,12 @@ class StoreContract:
     """What `triton_repo.store.Store` promises, one test a promise.
 
     Attributes:
-        places_whole: False for a store that cannot rename: a reader may then see a directory while
-            it is being placed.
         freed_within_s: how many seconds the lock of a holder that was killed may last.
+        refused_names: of files, which the store cannot keep as they are and so refuses.
     """
 
-    places_whole: bool = True
     freed_within_s: float = 5.0
+    refused_names: tuple[str, ...] = ()
 
     @pytest.fixture
     def store(self) -> Store:
@@ -168,7 +165,12 @@ class StoreContract:
 
     @pytest.mark.parametrize("name", _ODD_NAMES)
     def test_odd_names_are_kept(self, store: Store, tmp_path: Path, name: str) -> None:
-        """A key's spelling is neither decoded nor changed."""
+        """A key's spelling is neither decoded nor changed; or it is refused."""
+        if name in self.refused_names:
+            for call in (lambda: store.write(f"m/{name}", b""), lambda: store.read(f"m/{name}")):
+                with pytest.raises(StoreError):
+                    call()
+            return
         store.write(f"m/{name}", b"1")
         assert store.read(f"m/{name}") == b"1"
         store.copy_file(f"m/{name}", f"m/copies/{name}")
@@ -277,7 +279,7 @@ class StoreContract:
 
     def test_a_directory_appears_whole(self, store: Store, tmp_path: Path) -> None:
         """While it is being copied nobody sees it, nor a directory that Triton takes for one."""
-        if not self.places_whole:
+        if not store.places_whole:
             pytest.skip("this store cannot rename: files appear one after another")
         seen: list[tuple[bool, list[str]]] = []
 
@@ -598,7 +600,7 @@ class StoreContract:
         self, store: Store, key: str, holder: str
     ) -> Iterator[subprocess.Popen[str]]:
         code = _HOLD.format(opening_code=self.opening_code(store), key=key, holder=holder)
-        with subprocess.Popen(  # noqa: S603 - our own code, above
+        with subprocess.Popen(
             [sys.executable, "-c", code],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -639,9 +641,37 @@ class WatchedStore:
         """See `Store`."""
         return self.store.uri
 
+    @property
+    def readers(self) -> int:
+        """See `Store`."""
+        return self.store.readers
+
+    @property
+    def places_whole(self) -> bool:
+        """See `Store`."""
+        return self.store.places_whole
+
+    @property
+    def resumes(self) -> bool:
+        """See `Store`."""
+        return self.store.resumes
+
+    @property
+    def can_fill_up(self) -> bool:
+        """See `Store`."""
+        return self.store.can_fill_up
+
+    def copies_from(self, uri: str, endpoint: str) -> bool:
+        """See `Store`."""
+        return self.store.copies_from(uri, endpoint)
+
     def check(self) -> None:
         """See `Store`."""
         self.store.check()
+
+    def snapshot(self) -> Store:
+        """See `Store`."""
+        return self.store.snapshot()
 
     def children(self, key: str) -> list[str]:
         """See `Store`."""
@@ -668,10 +698,15 @@ class WatchedStore:
         self.change("write", key, lambda: self.store.write(key, data))
 
     def place(
-        self, key: str, tree: Tree, on_copied: Callable[[int], None] | None = None
+        self,
+        key: str,
+        tree: Tree,
+        on_copied: Callable[[int], None] | None = None,
+        *,
+        sent: str = "",
     ) -> PlacedTree:
         """See `Store`; watched."""
-        return self.change("place", key, lambda: self.store.place(key, tree, on_copied))
+        return self.change("place", key, lambda: self.store.place(key, tree, on_copied, sent=sent))
 
     def move(self, key: str, to: str) -> None:
         """See `Store`; watched."""

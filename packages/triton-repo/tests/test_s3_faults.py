@@ -1,0 +1,256 @@
+"""An S3 that answers errors, resets, stalls or truncates: at every request of every operation."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import botocore.retries.standard
+import pytest
+
+from triton_repo.errors import (
+    ObjectNotFoundError,
+    StoreAccessError,
+    StoreError,
+    StoreUnavailableError,
+)
+from triton_repo.store import _s3, open_store
+from triton_repo.testing import make_tree
+from triton_repo.testing.proxy import (
+    INTERNAL_ERROR,
+    SLOW_DOWN,
+    Fault,
+    FaultyProxy,
+    Refusal,
+)
+from triton_repo.testing.s3 import S3Server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from triton_repo.store import Store
+
+    Operation = Callable[[Store, Path], Any]
+
+_numbers = itertools.count()
+
+#: Each with what it needs there, and what is there when it is done.
+OPERATIONS: dict[str, tuple[Operation, dict[str, bytes]]] = {
+    "read": (lambda store, _: store.read("m/old/a"), {}),
+    "list": (lambda store, _: store.list_files("m"), {}),
+    "children": (lambda store, _: store.children("m"), {}),
+    "snapshot": (lambda store, _: store.snapshot().children(""), {}),
+    "digest": (lambda store, _: store.digest("m/old/a"), {}),
+    "write": (lambda store, _: store.write("m/new", b"1"), {"m/new": b"1"}),
+    "place": (
+        lambda store, path: store.place(
+            "m/1", make_tree(path, {"a": b"1", "b/c": b"22"}, ["none"])
+        ).digests(),
+        {"m/1/a": b"1", "m/1/b/c": b"22"},
+    ),
+    "move": (lambda store, _: store.move("m/old", "m/new"), {"m/new/a": b"old a", "m/new/b": b"b"}),
+    "exchange": (
+        lambda store, _: store.exchange([("m/old", "m/other")]),
+        {"m/old/a": b"other", "m/other/a": b"old a", "m/other/b": b"b"},
+    ),
+    "copy": (lambda store, _: store.copy_file("m/old/a", "m/c"), {"m/c": b"old a"}),
+    "remove": (lambda store, _: store.remove("m/old"), {}),
+    "sweep": (lambda store, _: store.sweep("m"), {}),
+    "check": (lambda store, _: store.check(), {}),
+    "lock": (lambda store, _: _lock(store), {}),
+}
+#: What an operation takes away.
+GONE = {"move": ("m/old/a", "m/old/b"), "remove": ("m/old/a", "m/old/b"), "exchange": ("m/old/b",)}
+BEFORE = {"m/old/a": b"old a", "m/old/b": b"b", "m/other/a": b"other"}
+
+
+def name(fault: Fault) -> str:
+    return fault.code if isinstance(fault, Refusal) else fault
+
+
+def _lock(store: Store) -> None:
+    with store.lock(".m.lock", "me"):
+        pass
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[S3Server]:
+    with S3Server() as running, pytest.MonkeyPatch.context() as patch:
+        for name, value in running.environment.items():
+            patch.setenv(name, value)
+        yield running
+
+
+@pytest.fixture
+def proxy(server: S3Server) -> Iterator[FaultyProxy]:
+    with FaultyProxy(server.url) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Try again at once, and do not wait for a minute."""
+    monkeypatch.setattr(
+        botocore.retries.standard.ExponentialBackoff, "delay_amount", lambda *_: 0.0
+    )
+    monkeypatch.setattr(_s3, "_READ_TIMEOUT_S", 0.3)
+
+
+@pytest.fixture
+def bucket(server: S3Server) -> str:
+    made = f"bucket-{next(_numbers)}"
+    server.make_bucket(made)
+    return made
+
+
+def content(store: Store) -> dict[str, bytes]:
+    return {path: store.read(path) for path in store.list_files("")}
+
+
+class Bench:
+    """A repository, a store that reaches it, and one whose answers are spoiled."""
+
+    def __init__(self, server: S3Server, proxy: FaultyProxy, bucket: str, folder: Path) -> None:
+        self.direct = open_store(f"s3://{server.url}/{bucket}/p")
+        self.spoiled = open_store(f"s3://{proxy.url}/{bucket}/p")
+        self.proxy = proxy
+        self.folder = folder
+
+    def run(self, operation: str, fault: Callable[[int], Fault | None]) -> StoreError | None:
+        """Run an operation on what was there before; what it raised."""
+        for key in (*self.direct.children(""), *self.direct.list_files("")):
+            self.direct.remove(key)
+        for key, data in BEFORE.items():
+            self.direct.write(key, data)
+        self.proxy.requests.clear()
+        self.proxy.fault = lambda number, _: fault(number)
+        try:
+            OPERATIONS[operation][0](self.spoiled, self.folder / f"source-{next(_numbers)}")
+        except StoreError as exc:
+            return exc
+        return None
+
+    def content(self) -> dict[str, bytes]:
+        return {path: self.direct.read(path) for path in self.direct.list_files("")}
+
+
+@pytest.fixture
+def bench(server: S3Server, proxy: FaultyProxy, bucket: str, tmp_path: Path) -> Bench:
+    return Bench(server, proxy, bucket, tmp_path)
+
+
+def after(operation: str) -> dict[str, bytes]:
+    wanted = {**BEFORE, **OPERATIONS[operation][1]}
+    return {key: data for key, data in wanted.items() if key not in GONE.get(operation, ())}
+
+
+@pytest.mark.parametrize(
+    "fault", [INTERNAL_ERROR, SLOW_DOWN, "reset", "lost", "truncated"], ids=name
+)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_what_fails_once_is_done_all_the_same(bench: Bench, operation: str, fault: Fault) -> None:
+    """At whatever request it is."""
+    for at in itertools.count(1):
+        error = bench.run(operation, lambda number, at=at: fault if number == at else None)  # type: ignore[misc]
+        asked = bench.proxy.requests
+        where = f"request {at} of {len(asked)}: {asked[at - 1 : at]}"
+        assert error is None, f"{where}: {error}"
+        assert bench.content() == after(operation), where
+        if at > len(asked):
+            break
+    assert bench.proxy.requests
+
+
+@pytest.mark.parametrize("fault", [INTERNAL_ERROR, "reset", "stall"], ids=name)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_what_fails_for_good_is_one_line_and_the_next_sweep_leaves_nothing_half_done(
+    bench: Bench, operation: str, fault: Fault
+) -> None:
+    """From whatever request on: a move or an exchange is done or not, and all else is as before."""
+    for at in range(1, 4) if fault == "stall" else itertools.count(1):
+        error = bench.run(operation, lambda number, at=at: fault if number >= at else None)  # type: ignore[misc]
+        if len(bench.proxy.requests) < at:
+            break
+        if error is not None:
+            assert isinstance(error, StoreUnavailableError)
+            assert "\n" not in str(error)
+            assert bench.spoiled.uri in str(error)
+        bench.direct.sweep("m")
+        if operation in ("place", "remove"):  # what the placement removes again, or goes on with
+            bench.direct.remove("m/1" if operation == "place" else "m/old")
+        seen = bench.content()
+        seen.pop(".m.lock", None)
+        assert seen in (BEFORE, after(operation)), f"from request {at} on"
+
+
+@pytest.mark.parametrize(
+    ("refusal", "kind", "words"),
+    [
+        (Refusal(404, "NoSuchBucket"), StoreAccessError, r"there is no bucket '{bucket}' at http"),
+        (
+            Refusal(403, "AccessDenied"),
+            StoreAccessError,
+            r"m/file: denied; .* need s3:PutObject on arn:aws:s3:::{bucket}/p/m/file",
+        ),
+        (Refusal(403, "InvalidAccessKeyId"), StoreAccessError, r"set AWS_ACCESS_KEY_ID"),
+        (Refusal(403, "SignatureDoesNotMatch"), StoreAccessError, r"AWS_SECRET_ACCESS_KEY"),
+        (Refusal(400, "ExpiredToken"), StoreAccessError, r"renew AWS_SESSION_TOKEN"),
+        (Refusal(403, "RequestTimeTooSkewed"), StoreAccessError, r"clock is wrong"),
+        (
+            Refusal(
+                400, "IllegalLocationConstraintException", {"x-amz-bucket-region": "eu-west-9"}
+            ),
+            StoreAccessError,
+            r"in the region eu-west-9; set AWS_DEFAULT_REGION",
+        ),
+        (Refusal(507, "InsufficientStorage"), StoreUnavailableError, r"On demand \(Insuff"),
+    ],
+    ids=lambda each: getattr(each, "code", ""),
+)
+def test_a_refusal_says_what_where_and_what_next(
+    bucket: str,
+    proxy: FaultyProxy,
+    refusal: Refusal,
+    kind: type[StoreError],
+    words: str,
+) -> None:
+    proxy.fault = lambda _number, _request: refusal
+    store = open_store(f"s3://{proxy.url}/{bucket}/p")
+    with pytest.raises(StoreError, match=words.format(bucket=bucket)) as caught:
+        store.write("m/file", b"x")
+    assert type(caught.value) is kind
+    assert bucket in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "testing-secret-key" not in str(caught.value)
+
+
+def test_what_is_not_there_is_told_from_what_is_denied(bucket: str, proxy: FaultyProxy) -> None:
+    """HEAD has no body, and so no words."""
+    store = open_store(f"s3://{proxy.url}/{bucket}/p")
+    with pytest.raises(ObjectNotFoundError):
+        store.digest("m/file")
+    proxy.fault = lambda _number, _request: Refusal(403, "")
+    with pytest.raises(StoreAccessError, match="s3:GetObject on arn"):
+        store.digest("m/file")
+
+
+def test_an_endpoint_where_nothing_answers_is_said() -> None:
+    with pytest.raises(
+        StoreUnavailableError, match=r"nothing answers at http://127.0.0.1:9; is it"
+    ):
+        open_store("s3://http://127.0.0.1:9/bucket").check()
+
+
+def test_without_credentials_the_variables_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(StoreAccessError, match=r"no credentials were found; set AWS_ACCESS_KEY_ID"):
+        open_store("s3://http://127.0.0.1:9/bucket").check()
+
+
+def test_a_profile_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(StoreAccessError, match=r"nobody.*AWS_PROFILE must name one"):
+        open_store("s3://bucket")
