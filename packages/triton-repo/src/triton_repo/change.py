@@ -371,7 +371,7 @@ def _same_content(tree: Tree, base: Stock | None, wanted_version: int) -> int | 
         seen = base.versions.get(number)
         if seen is None or sizes != {path: each.size_bytes for path, each in seen.files.items()}:
             continue
-        if all(digest_file(file.source) == seen.files[str(file.path)] for file in tree.files):
+        if all(digest_file(file.local()) == seen.files[str(file.path)] for file in tree.files):
             return number
     return None
 
@@ -408,7 +408,7 @@ def _with_shared(change: Change, *, keep_base: bool) -> Change:
     fresh = []
     for file in change.entry.shared.files:
         path = str(file.path)
-        brought = digest_file(file.source) if path in now else None
+        brought = digest_file(file.local()) if path in now else None
         # right already; or edited in the repository, while the model's own is what it was
         if brought is not None and brought in (now[path], was.get(path)):
             kept[path] = now[path]

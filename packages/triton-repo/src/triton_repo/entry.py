@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NewType
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EntryFile",
     "ModelName",
+    "RemoteFile",
     "RepositoryEntry",
     "Tree",
     "check_member",
@@ -49,23 +51,55 @@ def check_name(name: str) -> ModelName:
     )
 
 
+class RemoteFile:
+    """A file that lies in an object store, and need not come to this machine to be copied.
+
+    Attributes:
+        uri: where it lies, such as `s3://bucket/key`.
+        endpoint: of the store, such as `http://127.0.0.1:9000`; an empty string for the default.
+    """
+
+    def __init__(self, uri: str, endpoint: str, download: Callable[[], None]) -> None:
+        self.uri = uri
+        self.endpoint = endpoint
+        self._download = download
+        self._here = False
+        self._fetching = threading.Lock()
+
+    def fetch(self) -> None:
+        """Let the file itself take the place of the one that stands for it."""
+        with self._fetching:
+            if not self._here:
+                self._download()
+                self._here = True
+
+
 @dataclass(frozen=True)
 class EntryFile:
     """One file to place.
 
     Attributes:
         path: where it goes, relative to its tree.
-        source: the file to copy; nothing is ever moved out of an artifact.
+        source: the file to copy; nothing is ever moved out of an artifact. Where there is an
+            `origin`, only something of the same size until that is fetched: see `local`.
         size_bytes: its size when the plan was made.
+        origin: where the file lies if it was not brought to this machine.
     """
 
     path: PurePosixPath
     source: Path
     size_bytes: int
+    origin: RemoteFile | None = None
 
     def __post_init__(self) -> None:
         if not self.path.parts or self.path.is_absolute() or ".." in self.path.parts:
             raise ArtifactError(f"{str(self.path)!r} cannot be placed: it leaves its directory")
+
+    def local(self) -> Path:
+        """The file on this machine, which it may have to be brought to."""
+        if self.origin is not None:
+            self.origin.fetch()
+        return self.source
 
 
 @dataclass(frozen=True)
@@ -83,6 +117,11 @@ class Tree:
     def names(self) -> list[str]:
         """The files' paths, sorted."""
         return sorted(str(file.path) for file in self.files)
+
+    def from_origins(self, origins: Mapping[Path, RemoteFile]) -> Tree:
+        """The same, with the files known that are not on this machine."""
+        files = (replace(file, origin=origins.get(file.source)) for file in self.files)
+        return replace(self, files=tuple(files))
 
 
 @dataclass(frozen=True)
@@ -114,6 +153,11 @@ class RepositoryEntry:
     def config_text(self) -> str:
         """The text of its config.pbtxt; empty where it has none."""
         return self.config.text if self.config is not None else ""
+
+    def from_origins(self, origins: Mapping[Path, RemoteFile]) -> RepositoryEntry:
+        """The same, with the files known that are not on this machine."""
+        versions = {number: tree.from_origins(origins) for number, tree in self.versions.items()}
+        return replace(self, versions=versions, shared=self.shared.from_origins(origins))
 
     def renumbered(self, version: int) -> RepositoryEntry:
         """The same single version under another number; a `specific` policy follows."""

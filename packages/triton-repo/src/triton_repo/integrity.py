@@ -57,8 +57,6 @@ Problem = Literal["missing", "changed", "extra", "unreadable", "interrupted", "u
 #: Directories at the root that file systems make, closed to everybody but root.
 NO_MODELS = frozenset({"lost+found"})
 
-#: hashlib releases the interpreter's lock; more readers than this wait for the disk.
-_READERS = 4
 #: One look to find something, another to be sure; the rest is for commands that run meanwhile.
 _LOOKS = 5
 _PAUSE_S = 0.2
@@ -477,7 +475,7 @@ def _read(
 
     seen: dict[str, _Seen] = dict(whole)
     unread = [path for path in paths if path not in whole]
-    pool = ThreadPoolExecutor(_READERS, thread_name_prefix="verify")
+    pool = ThreadPoolExecutor(view.store.readers, thread_name_prefix="verify")
     try:
         for path, each in zip(unread, pool.map(read, unread), strict=True):
             seen[path] = each

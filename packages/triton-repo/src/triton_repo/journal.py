@@ -40,6 +40,7 @@ class Journal:
         record_after: the record after it; None until the change is validated.
         doomed_versions: version directories to remove once it is committed.
         doomed_shared: files beside config.pbtxt to remove once it is committed.
+        keeps_sent: whether nothing is left of a change but what it had sent, for the same one.
     """
 
     operation: str
@@ -57,6 +58,7 @@ class Journal:
     record_after: bytes | None = None
     doomed_versions: tuple[int, ...] = ()
     doomed_shared: tuple[str, ...] = ()
+    keeps_sent: bool = False
 
     def to_bytes(self) -> bytes:
         """The file's content."""

@@ -35,9 +35,6 @@ __all__ = ["ASIDE", "JOURNAL", "ModelView", "PlaceState"]
 JOURNAL = f"{OUR_DIRECTORY}/journal.json"
 ASIDE = f"{OUR_DIRECTORY}/shared"
 
-#: How many files are read at once.
-_READERS = 4
-
 _T = TypeVar("_T")
 
 
@@ -147,7 +144,7 @@ class ModelView:
     def digests(self, paths: Iterable[str]) -> dict[str, FileDigest]:
         """Digests of files of the model, by path, read side by side."""
         listed = list(paths)
-        with ThreadPoolExecutor(min(_READERS, len(listed) or 1)) as pool:
+        with ThreadPoolExecutor(min(self.store.readers, len(listed) or 1)) as pool:
             keys = [self.key(path) for path in listed]
             return dict(zip(listed, pool.map(self.store.digest, keys), strict=True))
 

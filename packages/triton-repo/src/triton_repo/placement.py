@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from triton_repo.change import Change
+    from triton_repo.entry import Tree
     from triton_repo.store import PlacedTree
 
 __all__ = ["ModelPlace", "PlaceState", "StagedChange"]
@@ -56,6 +57,8 @@ _INCOMING = f"{OUR_DIRECTORY}/incoming"
 #: Says `yes` once what is incoming has changed places with what it overwrites; it goes with it.
 _INSTALLED = f"{OUR_DIRECTORY}/installed"
 _MARK = f"{OUR_DIRECTORY}-mark"
+#: Version directories that an interrupted change had sent, in whole or in part.
+_SENT = f"{OUR_DIRECTORY}/sent"
 #: What a commit will write, written before: a disk that fills up must not stop it halfway.
 _READY = f"{OUR_DIRECTORY}/ready"
 
@@ -151,7 +154,7 @@ class ModelPlace(ModelView):
             model_uri=change.source.uri,
             holder=holder,
             since=_now(),
-            created=not self.store.exists(self.name),
+            created=self.state_to_change() is PlaceState.ABSENT,
             new_versions=tuple(change.place),
             replaced_versions=tuple(sorted(change.replaced)),
             shared_before=aside,
@@ -164,7 +167,7 @@ class ModelPlace(ModelView):
             return self._stage_apart(change, journal, on_copied)
         self._put_guard(journal)
         versions = {
-            version: self.store.place(self.key(str(version)), tree, on_copied)
+            version: self._place(str(version), version, tree, on_copied)
             for version, tree in change.place.items()
         }
         return StagedChange(change, journal, versions, self._place_shared(change, on_copied))
@@ -179,10 +182,16 @@ class ModelPlace(ModelView):
         for path in change.shared_kept:
             self.store.copy_file(self.key(path), self.key(f"{_INCOMING}/{path}"))
         versions = {
-            version: self.store.place(self.key(f"{_INCOMING}/{version}"), tree, on_copied)
+            version: self._place(f"{_INCOMING}/{version}", version, tree, on_copied)
             for version, tree in change.entry.versions.items()
         }
         return StagedChange(change, journal, versions, shared, apart=self.apart)
+
+    def _place(
+        self, path: str, version: int, tree: Tree, on_copied: Callable[[int], None] | None
+    ) -> PlacedTree:
+        sent = self.key(f"{_SENT}/{version}")
+        return self.store.place(self.key(path), tree, on_copied, sent=sent)
 
     def _take_back(self, path: str, digest: FileDigest) -> None:
         """Copy a file that was set aside to where it can be installed from."""
@@ -223,7 +232,8 @@ class ModelPlace(ModelView):
     def _exchange(self, staged: StagedChange) -> None:
         """Let what is incoming and what it overwrites change places."""
         # All is durable before a reader finds it, and the record has room before anything moves.
-        self._write(f"{_READY}/{RECORD_FILENAME}", self._record_of(staged).to_bytes())
+        if self.store.can_fill_up:
+            self._write(f"{_READY}/{RECORD_FILENAME}", self._record_of(staged).to_bytes())
         config = staged.change.config
         if config is not None and self.read(CONFIG_FILENAME) is not None:
             self._write(f"{_INCOMING}/{CONFIG_FILENAME}", config.data)
@@ -282,8 +292,11 @@ class ModelPlace(ModelView):
     def _guard(self, change: Change) -> bytes | None:
         """The config.pbtxt that pins what serves, so that no server takes up the new directory.
 
-        None where there is nothing to guard.
+        Where nothing serves yet and a directory does not appear whole, it pins a version that is
+        never there. None where there is nothing to guard.
         """
+        if change.base is None and change.load_config is not None and not self.store.places_whole:
+            return change.load_config.pinned([max(change.place) + 1]).data
         if change.base is None or not change.base.serving or not change.place:
             return None
         try:
@@ -372,7 +385,7 @@ class ModelPlace(ModelView):
             doomed_versions=tuple(sorted(change.doomed)),
             doomed_shared=change.shared_gone,
         )
-        for path, data in _committed_files(committed):
+        for path, data in _committed_files(committed) if self.store.can_fill_up else ():
             if self.read(path) != data:
                 self._write(f"{_READY}/{path}", data)
         self._write_journal(committed)
@@ -394,6 +407,7 @@ class ModelPlace(ModelView):
             return
         paths = {path.split("/")[0] for path in self.store.list_files(self.name)}
         below = (paths | set(self.store.children(self.name))) - {OUR_DIRECTORY}
+        below -= {"", ".", ".."}  # others' keys in an object store: they go with the rest
         for path in sorted(below, key=lambda path: (path == RECORD_FILENAME, path)):
             self.store.remove(self.key(path))
         ours = self.key(OUR_DIRECTORY)
@@ -401,8 +415,23 @@ class ModelPlace(ModelView):
             self.store.remove(self.key(f"{OUR_DIRECTORY}/{path}"))
         self.store.remove(self.name)
 
-    def recover(self) -> str | None:
+    def state_to_change(self) -> PlaceState:
+        """`state`, for who goes on with what `recover(keep_sent=True)` has left."""
+        journal = self.journal()
+        if journal is None or not journal.keeps_sent:
+            return self.state()
+        if self.store.exists(self.key(RECORD_FILENAME)):
+            return PlaceState.DEPLOYED
+        files = self.store.list_files(self.name)
+        ours = all(path.startswith(f"{OUR_DIRECTORY}/") for path in files)
+        return PlaceState.ABSENT if ours else PlaceState.FOREIGN
+
+    def recover(self, *, keep_sent: bool = False) -> str | None:
         """Finish or undo what an interrupted change left.
+
+        Args:
+            keep_sent: keep what was sent of new versions, where that saves sending it again: the
+                same change comes next. Until it is done the model counts as interrupted.
 
         Returns:
             `finished`, `undone`, or None where there was nothing to do.
@@ -421,7 +450,7 @@ class ModelPlace(ModelView):
         if journal.record_after is not None:
             self._finish(journal)
             return "finished"
-        self._undo(journal)
+        self._undo(journal, keep_sent=keep_sent and self.store.resumes)
         return "undone"
 
     def _tidy(self) -> None:
@@ -447,18 +476,16 @@ class ModelPlace(ModelView):
             self._remove_shared(path)
         self._clean(DeploymentRecord.parse(journal.record_after))
 
-    def _undo(self, journal: Journal) -> None:
+    def _undo(self, journal: Journal, *, keep_sent: bool) -> None:
         self.store.remove(self.key(_READY))  # the disk may be full, and what follows writes
         if self.read(_INSTALLED) == b"yes":
             self._change_places(journal)
-        for version in sorted(set(journal.new_versions) - set(journal.replaced_versions)):
-            if self._was_installed(str(version)):
-                self.store.remove(self.key(str(version)))
-        for path in journal.shared_added:
-            if self._was_installed(path):
-                self._remove_shared(path)
-        self.store.remove(self.key(_INCOMING))
+        self._remove_additions(journal, keep_sent=keep_sent)
         self._put_back_config(journal)
+        if keep_sent and self.store.exists(self.key(_SENT)):
+            kept = Journal(journal.operation, journal.model_uri, journal.holder, journal.since)
+            self._write_journal(replace(kept, keeps_sent=True))
+            return
         try:
             record = self.record()
         except RecordError:  # a later release's, perhaps: nobody can say what it needs
@@ -467,6 +494,27 @@ class ModelPlace(ModelView):
             self._clean(record)
         if journal.created:
             self._tidy()  # whole, unless somebody has put something of their own there
+
+    def _remove_additions(self, journal: Journal, *, keep_sent: bool) -> None:
+        for version in sorted(set(journal.new_versions) - set(journal.replaced_versions)):
+            if self._was_installed(str(version)):
+                self._remove_version(str(version), version, keep=keep_sent)
+        for path in journal.shared_added:
+            if self._was_installed(path):
+                self._remove_shared(path)
+        for version in (*journal.new_versions, *journal.replaced_versions) if keep_sent else ():
+            self._remove_version(f"{_INCOMING}/{version}", version, keep=True)
+        self.store.remove(self.key(_INCOMING))
+
+    def _remove_version(self, path: str, version: int, *, keep: bool) -> None:
+        """Remove a version directory, or put it where the next change finds it."""
+        key, sent = self.key(path), self.key(f"{_SENT}/{version}")
+        if keep and self.store.exists(key):
+            there = self.store.list_files(sent) if self.store.exists(sent) else {}
+            if sum(self.store.list_files(key).values()) > sum(there.values()):
+                self.store.remove(sent)  # an earlier attempt's, which this one had begun with
+                self.store.move(key, sent)
+        self.store.remove(key)
 
     def _put_back_config(self, journal: Journal) -> None:
         if journal.config_guard is None or self.read(CONFIG_FILENAME) != journal.config_guard:
@@ -503,7 +551,7 @@ class ModelPlace(ModelView):
 
     def _clean(self, record: DeploymentRecord | None, *, keep_aside: bool = False) -> None:
         """Remove what the change set aside, but not what a kept version needs to come back."""
-        for path in (_INCOMING, _READY, _INSTALLED):
+        for path in (_INCOMING, _READY, _INSTALLED, _SENT):
             self.store.remove(self.key(path))
         wanted = _set_aside_for(record) if record else set()
         aside = self.key(ASIDE)
