@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,11 @@ import mlflow
 import pytest
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from mlflow_triton_plugin.fetch import ResolvedModel, fetched, resolve
+from mlflow_triton_plugin.fetch import RemoteArtifacts, ResolvedModel, fetched, resolve
+from mlflow_triton_plugin.settings import Settings
 from triton_repo.errors import ArtifactError
 from triton_repo.record import Source
+from triton_repo.testing.s3 import S3Server
 
 from .models import log_onnx, scale_model
 
@@ -35,10 +38,12 @@ def test_a_local_artifact_is_read_where_it_is_and_left_as_it_is(
     name = registered("live")
     log_onnx(scale_model(1), registered=name)
     model = resolve(f"models:/{name}/1")
-    with fetched(model) as artifact:
+    with fetched(model) as found:
+        artifact = found.artifact
         before = files_below(artifact.root)
         assert artifact.root == Path(model.location.removeprefix("file://"))
-    with fetched(model) as artifact:
+    with fetched(model) as found:
+        artifact = found.artifact
         assert files_below(artifact.root) == before
     assert "registered_model_meta" not in before
 
@@ -52,20 +57,12 @@ def test_an_artifact_on_another_machine_is_named() -> None:
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
     """An S3 server on loopback."""
-    from moto.server import ThreadedMotoServer  # noqa: PLC0415
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_S3_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}")
-        client.create_bucket(Bucket="models")
+    with S3Server() as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_S3_ENDPOINT_URL", server.url)
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        server.make_bucket("models")
         yield "s3://models"
-    server.stop()
 
 
 def test_an_s3_source_is_downloaded_and_the_copy_removed(bucket: str, tmp_path: Path) -> None:
@@ -73,7 +70,8 @@ def test_an_s3_source_is_downloaded_and_the_copy_removed(bucket: str, tmp_path: 
     get_artifact_repository(f"{bucket}/resnet").log_artifacts(str(tmp_path / "saved"))
     model = resolve(f"{bucket}/resnet")
     assert model.source.concrete_uri == f"{bucket}/resnet"
-    with fetched(model) as artifact:
+    with fetched(model) as found:
+        artifact = found.artifact
         assert files_below(artifact.root) == files_below(tmp_path / "saved")
         downloaded = artifact.root
     assert not downloaded.exists()
@@ -89,8 +87,40 @@ def test_a_config_beside_a_remote_model_is_found(
     with mlflow.start_run(experiment_id=experiment_id):
         log_onnx(scale_model(1), registered=experiment)
         mlflow.log_artifact(str(tmp_path / "config.pbtxt"), "triton")
-    with fetched(resolve(f"models:/{experiment}/1")) as artifact:
+    with fetched(resolve(f"models:/{experiment}/1")) as found:
+        artifact = found.artifact
         config = artifact.find("config.pbtxt")
         assert config is not None
         assert config.read_text() == "max_batch_size: 3\n"
     assert not config.exists()
+
+
+@pytest.mark.parametrize("key", ["../../outside", "/etc/outside", "a/../../outside"])
+def test_artifacts_whose_names_leave_the_model_are_refused(
+    bucket: str, key: str, tmp_path: Path
+) -> None:
+    mlflow.onnx.save_model(scale_model(2), tmp_path / "saved", pip_requirements=["onnxruntime"])
+    get_artifact_repository(f"{bucket}/evil").log_artifacts(str(tmp_path / "saved"))
+    client = boto3.client("s3", endpoint_url=os.environ["MLFLOW_S3_ENDPOINT_URL"])
+    client.put_object(Bucket="models", Key=f"evil/{key}", Body=b"")
+    remote = RemoteArtifacts(lambda *_: True, Settings.read("triton", {}))
+    try:
+        with (
+            pytest.raises(ArtifactError, match=r"evil lists '.*', which leaves the model"),
+            fetched(resolve(f"{bucket}/evil"), remote),
+        ):
+            pass
+    finally:
+        client.delete_object(Bucket="models", Key=f"evil/{key}")
+
+
+def test_a_large_mlmodel_is_read_whole(bucket: str, tmp_path: Path) -> None:
+    """Of a model with twenty thousand columns, and no other small files than those we read."""
+    mlflow.onnx.save_model(scale_model(2), tmp_path / "saved", pip_requirements=["onnxruntime"])
+    with (tmp_path / "saved" / "MLmodel").open("a") as file:
+        file.write(f"metadata: {{note: {'x' * 1_200_000}}}\n")
+    get_artifact_repository(f"{bucket}/wide").log_artifacts(str(tmp_path / "saved"))
+    remote = RemoteArtifacts(lambda *_: True, Settings.read("triton", {}))
+    with fetched(resolve(f"{bucket}/wide"), remote) as found:
+        assert "onnx" in found.artifact.flavors
+        assert found.origins == {}

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,57 +15,21 @@ from publish_tools import load_model, publish_model
 from triton_repo.artifact import ModelArtifact
 from triton_repo.entry import check_name
 from triton_repo.flavors import convert
+from triton_repo.testing.tracking import TrackingServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-START_S = 120
 
 
 @pytest.fixture(scope="module")
 def server(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of `mlflow server` with artifacts behind it."""
     root = tmp_path_factory.mktemp("server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     database = root / "mlflow.db"
     database.write_bytes(empty_database.read_bytes())
-    with (root / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
-             "--backend-store-uri", f"sqlite:///{database}", "--workers", "1",
-             "--artifacts-destination", str(root / "artifacts")],
-            stdout=log, stderr=log, cwd=root, start_new_session=True,
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-        )  # fmt: skip
-    address = f"http://127.0.0.1:{port}"
-    try:
-        _wait(address, process, root / "log")
-        yield address
-    finally:
-        _stop(process)
-
-
-def _wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(f"{address}/health", timeout=2):  # noqa: S310 - our own
-                return
-        except OSError:
-            time.sleep(0.2)
-    pytest.fail(f"mlflow server did not start: {log.read_text()[-2000:]}")
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    group = process.pid  # start_new_session: its workers are in it, and nothing else is
-    os.killpg(group, 15)
-    try:
-        process.wait(20)
-    except subprocess.TimeoutExpired:
-        os.killpg(group, 9)
-        process.wait(20)
+    artifacts = str(root / "artifacts")
+    with TrackingServer(root, database=database, artifacts_destination=artifacts) as running:
+        yield running.url
 
 
 @pytest.fixture

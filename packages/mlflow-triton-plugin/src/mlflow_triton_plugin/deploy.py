@@ -47,6 +47,7 @@ from triton_repo.entry import check_name
 from triton_repo.errors import (
     ArtifactError,
     DeploymentExistsError,
+    LockedError,
     StoreError,
     StoreUnavailableError,
     TritonRepoError,
@@ -57,7 +58,7 @@ from triton_repo.placement import ModelPlace, PlaceState
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mlflow_triton_plugin.fetch import ResolvedModel
+    from mlflow_triton_plugin.fetch import RemoteArtifacts, ResolvedModel
     from mlflow_triton_plugin.golden import GoldenExample
     from mlflow_triton_plugin.server import TritonServers
     from mlflow_triton_plugin.settings import Options
@@ -74,10 +75,17 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Deployer:
-    """Deploys to one model repository and the servers that read it."""
+    """Deploys to one model repository and the servers that read it.
+
+    Attributes:
+        store: the repository.
+        servers: all that read it.
+        remote: which artifacts the repository may copy by itself; None for none.
+    """
 
     store: Store
     servers: TritonServers
+    remote: RemoteArtifacts | None = None
 
     # -- the three commands -------------------------------------------------------------------
 
@@ -99,13 +107,11 @@ class Deployer:
         place = ModelPlace(self.store, check_name(name))
         self._check(options)
         with place.lock(holder(), options.lock_timeout_s):
-            interrupted, _ = self._recover(place, options.load_timeout_s)
-            again = interrupted is not None and (
-                (interrupted.operation, interrupted.model_uri) == ("create", model_uri)
-            )
-            base = self._base_of_create(place, options, again=again)
+            wanted = ("create", model_uri)
+            interrupted, _ = self._recover(place, options.load_timeout_s, wanted)
+            base = self._base_of_create(place, options, again=_is(interrupted, wanted))
             model = resolve(model_uri)
-            if place.state() is PlaceState.DEPLOYED and base is not None:
+            if place.state_to_change() is PlaceState.DEPLOYED and base is not None:
                 refuse_another_model(place, base, model)
             return self._deploy(place, base, model, flavor, options, operation="create")
 
@@ -127,8 +133,9 @@ class Deployer:
         place = ModelPlace(self.store, check_name(name))
         self._check(options)
         with place.lock(holder(), options.lock_timeout_s):
-            self._recover(place, options.load_timeout_s)
-            if place.state() is not PlaceState.DEPLOYED:
+            wanted = ("update", model_uri) if model_uri is not None else None
+            self._recover(place, options.load_timeout_s, wanted)
+            if place.state_to_change() is not PlaceState.DEPLOYED:
                 raise not_deployed(place)
             base = place.take_stock()
             together = options.serve_versions or (
@@ -211,8 +218,16 @@ class Deployer:
             )
         self.store.sweep("")
 
-    def _recover(self, place: ModelPlace, timeout_s: float) -> tuple[Journal | None, str | None]:
+    def _recover(
+        self, place: ModelPlace, timeout_s: float, wanted: tuple[str, str] | None = None
+    ) -> tuple[Journal | None, str | None]:
         """Finish or undo what an interrupted command left, on disk and on the servers.
+
+        Args:
+            place: where.
+            timeout_s: for the servers.
+            wanted: operation and model URI of what is going to be done: if that was interrupted, it
+                need not send again what it had sent.
 
         Returns:
             What was interrupted and what became of it, or None for both.
@@ -224,13 +239,13 @@ class Deployer:
         _settle(self.servers, place, timeout_s)  # it may be at it still
         if interrupted is not None and interrupted.operation == "delete":
             self.servers.unload(place.name, timeout_s=timeout_s)
-        outcome = place.recover() or "undone"
+        outcome = place.recover(keep_sent=_is(interrupted, wanted)) or "undone"
         _logger.warning("an interrupted change of %s was %s", place.uri, outcome)
         _agree(self.servers, place, timeout_s)
         return interrupted, outcome
 
     def _base_of_create(self, place: ModelPlace, options: Options, *, again: bool) -> Stock | None:
-        state = place.state()
+        state = place.state_to_change()
         if state is PlaceState.ABSENT:
             self._refuse_another_repository(place)
             return None
@@ -277,13 +292,14 @@ class Deployer:
         if base is not None and keep_base:
             check_config(place, base)
         wanted = model.source.registered_version
-        with fetched(model) as artifact:
+        with fetched(model, self.remote) as found_model:
+            artifact = found_model.artifact
             entry = convert(
                 artifact,
                 flavor=choose_flavor(artifact, flavor),
                 name=place.name,
                 version=wanted or 1,
-            )
+            ).from_origins(found_model.origins)
             plan = partial(
                 plan_change,
                 entry,
@@ -379,6 +395,8 @@ class Deployer:
         except BaseException as exc:  # Ctrl-C too: what was begun is put back before it goes on
             if staged is not None:
                 staged.abandon()
+            if isinstance(exc, LockedError):  # taken over: it is for others to put it right
+                raise
             finished = self._put_back(place)
             if not (finished and isinstance(exc, StoreError)):
                 raise
@@ -443,6 +461,11 @@ class Deployer:
 _PUT_BACK_TIMEOUT_S = 60.0
 
 
+def _is(journal: Journal | None, wanted: tuple[str, str] | None) -> bool:
+    """Whether a journal is that of this operation and model URI."""
+    return journal is not None and (journal.operation, journal.model_uri) == wanted
+
+
 def _serves(servers: TritonServers, place: ModelPlace) -> bool:
     states = servers.states(place.name).get(place.name, [])
     return any(state.state == "READY" for state in states)
@@ -466,7 +489,7 @@ def _settle_aloud(servers: TritonServers, place: ModelPlace) -> None:
 
 def _agree(servers: TritonServers, place: ModelPlace, timeout_s: float) -> None:
     """Make the servers serve what is on disk, after a change was undone there."""
-    if place.state() is PlaceState.ABSENT:
+    if place.state_to_change() is PlaceState.ABSENT:
         servers.unload(place.name, timeout_s=timeout_s)
     elif _serves(servers, place):
         try:

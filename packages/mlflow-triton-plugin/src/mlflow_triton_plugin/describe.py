@@ -34,6 +34,7 @@ def list_deployments(store: Store, servers: TritonServers) -> list[dict[str, Any
         StoreError, TritonServerError: the repository or a server cannot be asked.
     """
     states = servers.states()
+    store = store.snapshot()
     found = []
     for name in store.children(""):
         try:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -25,15 +27,76 @@ from mlflow.utils.uri import is_local_uri
 
 from triton_repo.artifact import MLMODEL_FILENAME, ModelArtifact
 from triton_repo.config import CONFIG_FILENAME
+from triton_repo.entry import RemoteFile
 from triton_repo.errors import ArtifactError
 from triton_repo.record import Source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
-__all__ = ["ResolvedModel", "fetched", "resolve"]
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
+
+    from mlflow_triton_plugin.settings import Settings
+
+__all__ = ["FetchedModel", "RemoteArtifacts", "ResolvedModel", "fetched", "resolve"]
 
 _logger = logging.getLogger(__name__)
+
+
+#: Files below this are downloaded in any case: conversions read some of them.
+_LARGE_BYTES = 1024 * 1024
+#: And so are these, whatever their size.
+_READ_WHOLE = {MLMODEL_FILENAME, ".json", ".onnx", ".pbtxt", ".yaml"}
+_DOWNLOADS = 8
+
+
+@dataclass(frozen=True)
+class S3Place:
+    """Where artifacts lie.
+
+    Attributes:
+        uri: such as `s3://bucket/path`.
+        endpoint: of that S3, or an empty string for the default.
+    """
+
+    uri: str
+    endpoint: str
+
+
+@dataclass(frozen=True)
+class RemoteArtifacts:
+    """Which artifacts a repository may be able to copy by itself.
+
+    Attributes:
+        copies_from: the store's, see `Store`.
+        settings: where MLflow's artifact stores are, as this machine knows it.
+    """
+
+    copies_from: Callable[[str, str], bool]
+    settings: Settings
+
+    def locate(self, location: str) -> S3Place | None:
+        """Where artifacts really lie; None where that is not known, or of no use."""
+        uri = location
+        parts = urlsplit(location)
+        if parts.scheme == "mlflow-artifacts":
+            destination = self.settings.artifacts_destination.rstrip("/")
+            uri = f"{destination}/{parts.path.strip('/')}" if destination else ""
+        place = S3Place(uri, self.settings.s3_endpoint)
+        return place if self.copies_from(place.uri, place.endpoint) else None
+
+
+@dataclass(frozen=True)
+class FetchedModel:
+    """A model as far as it is on this machine.
+
+    Attributes:
+        artifact: its directory.
+        origins: where files lie that were not downloaded, by the path of what stands for them.
+    """
+
+    artifact: ModelArtifact
+    origins: Mapping[Path, RemoteFile]
 
 
 @dataclass(frozen=True)
@@ -154,20 +217,72 @@ def _below(location: str, path: str) -> str:
 
 
 @contextmanager
-def fetched(model: ResolvedModel) -> Iterator[ModelArtifact]:
+def fetched(model: ResolvedModel, remote: RemoteArtifacts | None = None) -> Iterator[FetchedModel]:
     """Have the model on this machine for as long as the block lasts.
+
+    Args:
+        model: from `resolve`.
+        remote: which artifacts the repository may be able to copy by itself: their large files
+            are not downloaded, and something of the same size stands for each.
 
     Raises:
         ArtifactError: there is no model at its location, or it is not whole.
         MlflowException: it cannot be downloaded.
     """
     with tempfile.TemporaryDirectory(prefix="mlflow-triton-") as scratch:
-        root = _local_directory(model.location, model.source.uri, Path(scratch, "model"))
+        directory = Path(scratch, "model")
+        origins: dict[Path, RemoteFile] = {}
+        where = remote.locate(model.location) if remote is not None else None
+        if where is not None:
+            root = directory
+            origins = _download_small(model.location, where, directory)
+        else:
+            root = _local_directory(model.location, model.source.uri, directory)
         artifact = ModelArtifact.open(root)
         if model.beside and artifact.find(CONFIG_FILENAME) is None:
             beside = _files_beside(model.beside, Path(scratch, "beside"))
             artifact = replace(artifact, beside=beside)
-        yield artifact
+        yield FetchedModel(artifact, origins)
+
+
+def _download_small(location: str, where: S3Place, root: Path) -> dict[Path, RemoteFile]:
+    """Download what a conversion may have to read; the other files, by where they will be."""
+    repository = get_artifact_repository(location)
+    root.mkdir()
+
+    def download(path: str) -> None:
+        (root / path).unlink(missing_ok=True)
+        repository.download_artifacts(path, dst_path=str(root))
+
+    large: dict[Path, RemoteFile] = {}
+    small: list[str] = []
+    for path, size_bytes in _walk(repository, ""):
+        target = root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if size_bytes < _LARGE_BYTES or {target.suffix, target.name} & _READ_WHOLE:
+            small.append(path)
+            continue
+        with target.open("xb") as file:  # no blocks of the disk are written
+            file.truncate(size_bytes)
+        uri = f"{where.uri.rstrip('/')}/{path}"
+        large[target] = RemoteFile(uri, where.endpoint, partial(download, path))
+    _logger.info("downloading %d files of %s; %d are left there", len(small), location, len(large))
+    with ThreadPoolExecutor(_DOWNLOADS) as pool:
+        list(pool.map(download, small))
+    return large
+
+
+def _walk(repository: ArtifactRepository, path: str) -> Iterator[tuple[str, int]]:
+    for each in repository.list_artifacts(path or None):
+        # whoever may write there chooses the names
+        if not {"", ".", ".."}.isdisjoint(each.path.split("/")):
+            raise ArtifactError(
+                f"{repository.artifact_uri} lists {each.path!r}, which leaves the model; remove it"
+            )
+        if each.is_dir:
+            yield from _walk(repository, each.path)
+        else:
+            yield each.path, each.file_size or 0
 
 
 def _local_directory(location: str, model_uri: str, scratch: Path) -> Path:

@@ -13,6 +13,7 @@ from mlflow.deployments import base as deployments_base
 
 from mlflow_triton_plugin import describe
 from mlflow_triton_plugin.deploy import Deployer
+from mlflow_triton_plugin.fetch import RemoteArtifacts
 from mlflow_triton_plugin.predicting import Predictor
 from mlflow_triton_plugin.server import TritonServers
 from mlflow_triton_plugin.settings import Settings, parse_options
@@ -228,7 +229,8 @@ class TritonDeploymentClient(deployments_base.BaseDeploymentClient):
         return open_store(self._settings.required_repository())
 
     def _deployer(self) -> Deployer:
-        return Deployer(self._store(), self._servers)
+        store = self._store()
+        return Deployer(store, self._servers, RemoteArtifacts(store.copies_from, self._settings))
 
 
 def _refuse_endpoint(endpoint: str | None) -> None:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 __all__ = ["copying"]
 
-_SLOW_BYTES = 64 * 1024 * 1024
+_SLOW_BYTES = 8 * 1024 * 1024
 
 
 @contextmanager

@@ -50,9 +50,22 @@ VARIABLES = {
         "the target overrides it"
     ),
     "TRITON_MODEL_REPO": (
-        "the directory that Triton was started with (--model-repository): a path or a file:// URI"
+        "what Triton was started with (--model-repository): a path, a file:// URI, s3://bucket/p, "
+        "s3://http://host:port/bucket/p, or as://account/container/p (pip install "
+        "'mlflow-triton-plugin[azure]')"
     ),
     "TRITON_REQUEST_TIMEOUT": "seconds a request may take; default 60",
+    "TRITON_CLOUD_CREDENTIAL_PATH": (
+        "Triton's own file of credentials for s3:// and as://; otherwise boto3's variables and "
+        "files are asked: AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_DEFAULT_REGION, AWS_CA_BUNDLE and so "
+        "on; for as://, AZURE_STORAGE_CONNECTION_STRING, AZURE_STORAGE_KEY and Azure's default "
+        "credential"
+    ),
+    "MLFLOW_S3_ENDPOINT_URL": "the S3 that MLflow keeps artifacts in, where it is not Amazon's",
+    "MLFLOW_ARTIFACTS_DESTINATION": (
+        "where the tracking server keeps the artifacts that it serves (mlflow server "
+        "--artifacts-destination): what lies in the repository's S3 is then copied there, not here"
+    ),
 }
 
 
@@ -101,11 +114,17 @@ class Settings:
         endpoints: the servers; every one of them loads every deployment.
         model_repository: TRITON_MODEL_REPO, or an empty string.
         request_timeout_s: deadline of every call but a load.
+        artifacts_destination: where MLflow's tracking server keeps the artifacts that it serves,
+            or an empty string: MLFLOW_ARTIFACTS_DESTINATION.
+        s3_endpoint: of the S3 that MLflow keeps artifacts in, or an empty string for the default:
+            MLFLOW_S3_ENDPOINT_URL.
     """
 
     endpoints: tuple[Endpoint, ...]
     model_repository: str
     request_timeout_s: float
+    artifacts_destination: str = ""
+    s3_endpoint: str = ""
 
     @classmethod
     def read(cls, target_uri: str, environment: Mapping[str, str] | None = None) -> Settings:
@@ -129,6 +148,8 @@ class Settings:
             ),
             model_repository=env.get("TRITON_MODEL_REPO", ""),
             request_timeout_s=_seconds(timeout, "TRITON_REQUEST_TIMEOUT"),
+            artifacts_destination=env.get("MLFLOW_ARTIFACTS_DESTINATION", ""),
+            s3_endpoint=env.get("MLFLOW_S3_ENDPOINT_URL", ""),
         )
 
     def required_repository(self) -> str:
@@ -139,8 +160,8 @@ class Settings:
         """
         if not self.model_repository:
             raise SettingsError(
-                "TRITON_MODEL_REPO is not set; set it to the directory that Triton was started "
-                "with (--model-repository)",
+                "TRITON_MODEL_REPO is not set; set it to what Triton was started with "
+                "(--model-repository)",
                 setting="TRITON_MODEL_REPO",
             )
         return self.model_repository
