@@ -27,6 +27,7 @@ How = Literal[
     "kill",  # SIGKILL instead of the call
     "kill-after",  # SIGKILL once it has returned
     "kill-while-loading",  # a load: SIGKILL while Triton says LOADING
+    "kill-request",  # SIGKILL instead of a request to an object store
     "fail-once",  # a store call: it fails as with EIO, later ones work
     "fail-for-good",  # it and every later store call fail for want of permission
     "lose-permission",  # directories, and those below, become read-only before the call
@@ -35,7 +36,7 @@ How = Literal[
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong, and at which changing call, counted from 1."""
+    """What goes wrong, and at which changing call or request, counted from 1."""
 
     how: How = "none"
     at: int = 0
@@ -67,6 +68,7 @@ class Outcome:
     Attributes:
         signal: that killed it, or 0.
         calls: the changing calls it made, as `method key`; empty where it was killed.
+        requests: those to an object store that change something, as `METHOD key`.
         code: of the MlflowException it raised, or an empty string.
         message: of the same.
         crash: the traceback of any other exception.
@@ -74,6 +76,7 @@ class Outcome:
 
     signal: int
     calls: tuple[str, ...]
+    requests: tuple[str, ...] = ()
     code: str = ""
     message: str = ""
     crash: str = ""
@@ -138,6 +141,7 @@ class Zygote:
         return Outcome(
             signal=said["signal"],
             calls=tuple(said.get("calls", ())),
+            requests=tuple(said.get("requests", ())),
             code=error.get("code", ""),
             message=error.get("message", ""),
             crash=said.get("crash", ""),

@@ -56,10 +56,15 @@ class Repository:
     Attributes:
         address: what TRITON_MODEL_REPO and Triton's --model-repository say.
         lock_lasts_s: how many seconds the lock of a killed process may keep the next one out.
+        environment: what a process needs to get there.
+        exchanges_at_once: whether what overwrites something that serves takes its place in one
+            step; else a server that starts meanwhile may load some old files and some new ones.
     """
 
     address: str
     lock_lasts_s: float = 0.0
+    environment: Mapping[str, str] = field(default_factory=dict)
+    exchanges_at_once: bool = True
 
     @cached_property
     def store(self) -> Store:
@@ -67,20 +72,22 @@ class Repository:
 
     def content(self, *, times: bool = True) -> Content:
         """Everything that is there; without the points in time that records speak of."""
-        found = {path: self.store.read(path) for path in self.store.list_files("")}
+        store = self.store.snapshot()
+        found = {path: store.read(path) for path in store.list_files("")}
         if not times:
             found = {path: _TIME.sub(b"(time)", data) for path, data in found.items()}
-        return {**found, **dict.fromkeys(self._directories(""), b"")}
-
-    def _directories(self, key: str) -> Iterator[str]:
-        for name in self.store.children(key):
-            below = f"{key}/{name}" if key else name
-            yield f"{below}/"
-            yield from self._directories(below)
+        return {**found, **dict.fromkeys(_directories(store, ""), b"")}
 
     def clear(self) -> None:
         for name in [*self.store.children(""), *self.store.list_files("")]:
             self.store.remove(name)
+
+
+def _directories(store: Store, key: str) -> Iterator[str]:
+    for name in store.children(key):
+        below = f"{key}/{name}" if key else name
+        yield f"{below}/"
+        yield from _directories(store, below)
 
 
 def difference(seen: Content, wanted: Content) -> str:
@@ -117,11 +124,13 @@ class Rehearsal:
         after: what it may be afterwards: as after one run, or as after two. They differ where a
             version that no longer has another beside it needs no pin any more.
         calls: the changing calls of one run.
+        requests: its requests that change something, where the store is one of objects.
     """
 
     before: Content
     after: tuple[Content, Content]
     calls: tuple[str, ...]
+    requests: tuple[str, ...]
 
 
 @dataclass
@@ -229,6 +238,7 @@ class Bench:
         environment = {
             "TRITON_URL": self._triton.grpc_url,
             "TRITON_MODEL_REPO": self.repository.address,
+            **self.repository.environment,
         }
         return self.zygote.run(
             command,
@@ -264,6 +274,7 @@ class Bench:
         """Begin anew: an empty repository, a new server, the neighbour, what stands before."""
         self.crash()
         self.repository.clear()
+        self.repository.store.check()  # Triton does not start where there is nothing at all
         self.start()
         self.run(NEIGHBOUR_CREATED, *scenario.before)
 
@@ -287,7 +298,9 @@ class Bench:
             self.restore(scenario)
             wrong = difference(self.repository.content(times=False), before)
             assert not wrong, f"{label}: what stood there before does not come back: {wrong}"
-            self._rehearsals[label] = Rehearsal(before, (once, twice), outcome.calls)
+            self._rehearsals[label] = Rehearsal(
+                before, (once, twice), outcome.calls, outcome.requests
+            )
         return self._rehearsals[label]
 
 
@@ -318,6 +331,11 @@ class Walk:
     def calls(self) -> tuple[str, ...]:
         """The changing calls of an undisturbed run."""
         return self.rehearsal.calls
+
+    @property
+    def requests(self) -> tuple[str, ...]:
+        """Its changing requests to an object store."""
+        return self.rehearsal.requests
 
     @contextmanager
     def point(self, where: str) -> Iterator[None]:
@@ -412,7 +430,8 @@ class Walk:
 
     @property
     def _answers(self) -> tuple[float, ...]:
-        both = (self.scenario.old, self.scenario.new)
+        mixed = () if self.bench.repository.exchanges_at_once else self.scenario.mixed
+        both = (self.scenario.old, self.scenario.new, *mixed)
         return tuple(each for each in both if each is not None)
 
     def _check_answer(self, name: str, allowed: tuple[float, ...]) -> None:

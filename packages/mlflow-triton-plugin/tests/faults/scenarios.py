@@ -97,6 +97,7 @@ class Scenario:
             a delete: Triton takes a second to unload.
         old: what the deployment answers before the command; None where there is none.
         new: and after it.
+        mixed: what a model of some old and some new files answers, where that can be.
     """
 
     before: tuple[Command, ...]
@@ -104,6 +105,7 @@ class Scenario:
     restore: tuple[Command, ...] | None
     old: float | None
     new: float | None
+    mixed: tuple[float, ...] = ()
 
     @property
     def is_update(self) -> bool:
@@ -152,6 +154,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         (_update(1, LABELLED, keep_versions=1), _update(1, LABELLED)),
         old=1002,
         new=2003,
+        mixed=(2002, 1003),
     ),
     "roll-back": Scenario((_create(1), _update(2)), _update(1), (_update(2),), old=3, new=2),
     "roll-back of shared files": Scenario(

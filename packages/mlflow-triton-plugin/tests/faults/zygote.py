@@ -20,7 +20,8 @@ import time
 import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+from urllib.parse import unquote, urlsplit
 
 import mlflow
 from mlflow.deployments import get_deploy_client
@@ -31,17 +32,22 @@ from mlflow.tracking._tracking_service.utils import _get_store as tracking_store
 # the latter two so that no child has to import them
 import mlflow_triton_plugin.server as server_package
 import mlflow_triton_plugin.server._grpc  # noqa: F401
-import triton_repo.flavors  # noqa: F401
+import triton_repo.flavors
+import triton_repo.store._s3  # noqa: F401
 from mlflow_triton_plugin import plugin
 from triton_repo.errors import StoreAccessError, StoreUnavailableError
 from triton_repo.store import open_store
+from triton_repo.store._objects import ObjectStore
 from triton_repo.testing import WatchedStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from botocore.awsrequest import AWSPreparedRequest
+
     from mlflow_triton_plugin.server import TritonServer
     from mlflow_triton_plugin.settings import Endpoint
+    from triton_repo.store._s3 import S3Bucket
 
 _T = TypeVar("_T")
 
@@ -59,6 +65,7 @@ class Points:
         server_log: Triton's log, for `kill-while-loading`.
         directories: what `lose-permission` makes read-only, with all below.
         calls: so far, as `method key`.
+        requests: to an object store that change something, so far, as `METHOD key`.
     """
 
     how: str = "none"
@@ -66,6 +73,23 @@ class Points:
     server_log: str = ""
     directories: tuple[str, ...] = ()
     calls: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+
+    def watch_requests(self, bucket: S3Bucket) -> None:
+        """See every request just before it is sent, a part of a large file too."""
+        counting = threading.Lock()
+
+        def sees(request: AWSPreparedRequest, **_: object) -> None:
+            if request.method in ("GET", "HEAD"):
+                return
+            with counting:
+                path = unquote(urlsplit(request.url).path)
+                key = path.removeprefix(f"/{bucket.name}/{bucket.address.prefix}")
+                self.requests.append(f"{request.method} {key}")
+                if self.how == "kill-request" and len(self.requests) == self.at:
+                    _die()
+
+        bucket.client.meta.events.register("before-send.s3", sees)
 
     def change(self, what: str, key: str, call: Callable[[], _T]) -> _T:
         """Carry out one changing call, or disturb it."""
@@ -73,7 +97,7 @@ class Points:
         number = len(self.calls)
         if self.how == "fail-for-good" and number >= self.at and what not in _SERVER_CALLS:
             raise StoreAccessError("permission lost on demand", uri="(test)", key=key)
-        if number != self.at:
+        if number != self.at or self.how == "kill-request":
             return call()
         if self.how == "fail-once":
             raise StoreUnavailableError("Input/output error on demand", uri="(test)", key=key)
@@ -177,9 +201,14 @@ def _obey(order: dict[str, Any]) -> dict[str, Any]:
     if order["obey_permissions"]:
         _obey_permissions()
     points = Points(**order["fault"], server_log=order["server_log"])
-    plugin.open_store = lambda address: _Store(  # type: ignore[attr-defined]
-        open_store(address), points
-    )
+
+    def opened(address: str) -> _Store:
+        store = open_store(address)
+        if isinstance(store, ObjectStore):
+            points.watch_requests(cast("S3Bucket", store.bucket))
+        return _Store(store, points)
+
+    plugin.open_store = opened  # type: ignore[attr-defined]
     _watch_servers(points)
     said: dict[str, Any] = {}
     try:
@@ -189,7 +218,7 @@ def _obey(order: dict[str, Any]) -> dict[str, Any]:
         said["error"] = {"code": exc.error_code, "message": str(exc.message)}
     except BaseException:  # noqa: BLE001 - whatever it is, the test wants to see it
         said["crash"] = traceback.format_exc()
-    return {**said, "calls": points.calls}
+    return {**said, "calls": points.calls, "requests": points.requests}
 
 
 def _run(order: dict[str, Any]) -> dict[str, Any]:
