@@ -17,6 +17,7 @@ import durable
 import listing
 import predict
 import rollback
+import s3
 
 from mlflow_triton_plugin.local import LocalTriton
 
@@ -27,6 +28,7 @@ BENCHMARKS = {
     "rollback": rollback.run,
     "durable": durable.run,
     "list": listing.run,
+    "s3": s3.run,
 }
 
 
