@@ -57,6 +57,22 @@ def typecheck(session: nox.Session) -> None:
         session.run("mypy", path)
 
 
+#: Microsoft's emulator of Azure Blob Storage, from npm.
+AZURITE = "azurite@3.37.0"
+
+
+def azurite(session: nox.Session) -> dict[str, str]:
+    """Install the emulator, once, with the Node.js of a wheel; the variable that names it."""
+    folder = Path(".nox", AZURITE).absolute()
+    program = folder / "node_modules" / ".bin" / "azurite-blob"
+    if not program.exists():
+        quietly = ("--silent", "--no-audit", "--no-fund")
+        session.run(
+            "npm", "install", *quietly, "--prefix", str(folder), AZURITE, env=environment(session)
+        )
+    return {"AZURITE": str(program)}
+
+
 @nox.session
 @nox.parametrize("mlflow", list(MLFLOWS))
 def tests(session: nox.Session, mlflow: str) -> None:
@@ -67,8 +83,9 @@ def tests(session: nox.Session, mlflow: str) -> None:
     suites = [session.posargs] if session.posargs else [[f"{path}/tests"] for path in paths]
     if mlflow == "oldest" and not session.posargs:  # one MLflow is enough to break things with
         suites = [[*suite, "--ignore-glob=*/tests/faults/*"] for suite in suites]
+    variables = environment(session) | (azurite(session) if mlflow == "newest" else {})
     for suite in suites:  # MLflow's state is the process's: each suite has one of its own
-        session.run("pytest", *suite, env=environment(session))
+        session.run("pytest", *suite, env=variables)
 
 
 @nox.session
