@@ -145,8 +145,8 @@ def wheels(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure beside the limits: raw tritonclient, a plain copy, Triton's own load, MLflow."""
-    install(session)
+    """Measure beside the limits: raw tritonclient, boto3, a plain copy, Triton's load, MLflow."""
+    install(session, "bench")
     session.run(
         "python",
         "packages/mlflow-triton-plugin/benchmarks",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common import heading
+from rclone import RcloneServer
 
 from triton_repo.store._record_cache import note_records
 from triton_repo.testing.s3 import S3Server
@@ -25,21 +26,21 @@ MB = 1_000_000
 def run(_triton: LocalTriton, folder: Path, *, quick: bool) -> None:
     """Print the tables."""
     rounds = 1 if quick else 3
-    with S3Server() as server:
+    with RcloneServer(folder / "rclone") as server:
         os.environ.update(server.environment)
-        server.make_bucket("artifacts")
         uploads(server, folder, "200 files of 1 MB", count=200, size_bytes=MB, rounds=rounds)
         large = 100 * MB if quick else 2000 * MB
         what = f"one file of {large // MB} MB"
         uploads(server, folder, what, count=1, size_bytes=large, rounds=rounds)
     with S3Server() as server:
+        os.environ.update(server.environment)
         copies(server, folder, rounds)
     with S3Server() as server:
         listing(server, 100 if quick else 1000, rounds)
 
 
 def uploads(
-    server: S3Server, folder: Path, what: str, *, count: int, size_bytes: int, rounds: int
+    server: RcloneServer, folder: Path, what: str, *, count: int, size_bytes: int, rounds: int
 ) -> None:
     heading(f"upload of {what}, 20 ms a request (median of {rounds})")
     source = make_files(folder / what.replace(" ", "-"), count, size_bytes)
@@ -124,8 +125,8 @@ def make_files(folder: Path, count: int, size_bytes: int) -> Path:
     return folder
 
 
-def empty(server: S3Server, address: str) -> None:
-    """Free the server's memory."""
+def empty(server: RcloneServer, address: str) -> None:
+    """Free the disk."""
     client = server.client()
     bucket = address.rpartition("/")[2]
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket):

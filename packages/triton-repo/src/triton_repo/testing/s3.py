@@ -16,7 +16,7 @@ from triton_repo.testing.program import ServerProgram
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
 
-__all__ = ["S3Server"]
+__all__ = ["LoopbackS3", "S3Server"]
 
 #: Serves on a port that is free, and says which.
 _SERVE = """
@@ -30,7 +30,7 @@ server.serve_forever()
 """
 
 
-class S3Server(ServerProgram):
+class LoopbackS3(ServerProgram):
     """An S3 on a port of its own, empty when it starts, gone when it is left.
 
     Attributes:
@@ -49,22 +49,6 @@ class S3Server(ServerProgram):
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
-    def _start(self) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-c", _SERVE],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            start_new_session=True,
-        )
-
-    def _wait(self, process: subprocess.Popen[str]) -> None:
-        assert process.stdout is not None
-        port = process.stdout.readline().strip()
-        if not port:
-            raise RuntimeError("moto's server did not start; is moto[server] installed?")
-        self.url = f"http://127.0.0.1:{port}"
-
     def client(self, **arguments: Any) -> S3Client:
         """A client of its own, not the store's."""
         return boto3.client(
@@ -80,3 +64,23 @@ class S3Server(ServerProgram):
         """Create a bucket; returns its address, as Triton spells it."""
         self.client().create_bucket(Bucket=name)
         return f"s3://{self.url}/{name}"
+
+
+class S3Server(LoopbackS3):
+    """moto's."""
+
+    def _start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", _SERVE],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+
+    def _wait(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        port = process.stdout.readline().strip()
+        if not port:
+            raise RuntimeError("moto's server did not start; is moto[server] installed?")
+        self.url = f"http://127.0.0.1:{port}"
