@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import ssl
 from typing import TYPE_CHECKING, Any
 
 import botocore.retries.standard
 import pytest
+import trustme
 
 from triton_repo.errors import (
     ObjectNotFoundError,
@@ -254,3 +256,26 @@ def test_a_profile_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     with pytest.raises(StoreAccessError, match=r"nobody.*AWS_PROFILE must name one"):
         open_store("s3://bucket")
+
+
+def test_a_ca_of_our_own_is_trusted_when_it_is_named(
+    server: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By boto3's own variable; without it nothing is sent."""
+    authority = trustme.CA()
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with FaultyProxy(server.url, tls=tls) as proxy:
+        address = f"s3://{proxy.url}/{bucket}"
+        with pytest.raises(
+            StoreUnavailableError, match=r"could not be verified; AWS_CA_BUNDLE names a file"
+        ):
+            open_store(address).check()
+        assert proxy.requests == []
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "ca.pem"))
+        store = open_store(address)
+        with store.lock(".m.lock", "me"):
+            store.write("m/a", b"x")
+        assert open_store(f"s3://{server.url}/{bucket}").read("m/a") == b"x"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Mapping
     from types import TracebackType
 
@@ -76,12 +77,15 @@ class FaultyProxy:
         fault: asked for each request, by its number from 1: what is to go wrong, or None.
         drops: names of headers that do not get through, in lower case.
         requests: that came so far.
+        tls: speak TLS with this server's certificate.
+        url: where it listens.
     """
 
     upstream: str
     fault: Callable[[int, Request], Fault | None] = lambda _number, _request: None
     drops: frozenset[str] = frozenset({"connection", "expect"})
     requests: list[Request] = field(default_factory=list)
+    tls: ssl.SSLContext | None = None
     url: str = ""
 
     def __enter__(self) -> Self:
@@ -95,7 +99,11 @@ class FaultyProxy:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        scheme = "http"
+        if self.tls is not None:
+            scheme = "https"
+            self._server.socket = self.tls.wrap_socket(self._server.socket, server_side=True)
+        self.url = f"{scheme}://127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         return self
 
