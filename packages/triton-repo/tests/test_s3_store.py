@@ -503,3 +503,26 @@ def test_a_profile_with_its_addressing_style_is_boto3s(
     assert client.meta.config.retries["total_max_attempts"] == 2
     url = boto3.session.Session().client("s3").meta.endpoint_url
     assert client.meta.endpoint_url == url
+
+
+def test_a_role_is_taken_on_with_a_web_identity(
+    server: S3Server, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As pods do: its credentials carry a session token."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    (tmp_path / "token").write_text("a token")
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/deployer")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", server.url)
+    store: Any = open_store(address)
+    tokens: list[str] = []
+
+    def look(request: Any, **_: Any) -> None:
+        tokens.append(request.headers["X-Amz-Security-Token"])
+
+    store.bucket.client.meta.events.register("before-send.s3", look)
+    store.write("m/a", b"x")
+    assert store.read("m/a") == b"x"
+    assert len(tokens) == 2
+    assert all(tokens)
