@@ -149,7 +149,7 @@ def test_a_repository_that_the_server_does_not_read_is_named_and_its_model_left_
     assert not list((tmp_path / "other").iterdir())
 
 
-@pytest.mark.parametrize("address", ["gs://bucket/models", "s3://bucket", "ftp://host/x"])
+@pytest.mark.parametrize("address", ["gs://bucket/models", "hdfs://host/x", "ftp://host/x"])
 def test_a_repository_of_an_unknown_kind_is_refused_and_no_folder_made(
     environment: Callable[..., None],
     triton: LocalTriton,

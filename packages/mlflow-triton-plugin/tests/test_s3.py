@@ -22,9 +22,12 @@ from mlflow.exceptions import MlflowException
 from mlflow_triton_plugin import fetch
 from mlflow_triton_plugin.cli import main
 from mlflow_triton_plugin.local import LocalTriton
+from mlflow_triton_plugin.local.cli import check_repository
+from mlflow_triton_plugin.local.cli import main as local_main
 from mlflow_triton_plugin.server import TritonServers
 from triton_repo.record import RECORD_FILENAME, DeploymentRecord
 from triton_repo.store import _lease, open_store
+from triton_repo.store._s3_uploads import S3Uploads
 from triton_repo.testing.s3 import S3Server
 from triton_repo.testing.tracking import TrackingServer
 
@@ -156,7 +159,8 @@ def test_a_model_that_is_refused_changes_nothing(
     before = {path: store.read(path) for path in store.list_files("")}
     from publish_tools import triton as flavor  # noqa: PLC0415 - only this test publishes
 
-    flavor.log_model(directory, name="model", registered_model_name=broken)
+    with mlflow.start_run():
+        flavor.log_model(directory, name="model", registered_model_name=broken)
     with pytest.raises(MlflowException, match="no weights"):
         client.update_deployment(name, f"models:/{broken}/1", config={"validate": validate})
     assert {path: store.read(path) for path in store.list_files("")} == before
@@ -280,6 +284,34 @@ def test_large_artifacts_in_s3_do_not_come_here(
     assert main(["verify", name]) == 0
     row = np.ones((1, 300_000), np.float32)
     assert client.predict(name, {"x": row})["outputs"]["y"].shape == row.shape
+
+
+def test_a_large_graph_is_read_here_and_copied_there(
+    client: TritonDeploymentClient,
+    name: str,
+    server: S3Server,
+    registered: Callable[[str], str],
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An .onnx file with its weights inside; nothing of it is uploaded."""
+    server.client().create_bucket(Bucket="graphs")
+    whole = registered("whole")
+    experiment = mlflow.create_experiment(whole, artifact_location="s3://graphs/whole")
+    with mlflow.start_run(experiment_id=experiment):
+        model = scale_model(2, weights=300_000)
+        log_onnx(model, registered=whole, save_as_external_data=False)
+    sent: list[str] = []
+    real = S3Uploads._send_file
+
+    def send(self: S3Uploads, key: str, source: Path) -> Any:
+        sent.append(key)
+        return real(self, key, source)
+
+    monkeypatch.setattr(S3Uploads, "_send_file", send)
+    client.create_deployment(name, f"models:/{whole}/1")
+    assert f"{name}/1/{weights_of(store, name)}" not in sent
+    assert main(["verify", name]) == 0
 
 
 def test_artifacts_of_another_endpoint_come_through_this_machine(
@@ -434,3 +466,34 @@ def test_the_command_line_names_what_it_cannot_reach(
     assert done.returncode == 2
     assert "nothing answers at http://127.0.0.1:9" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_triton_local_starts_on_an_empty_prefix(server: S3Server) -> None:
+    """Triton itself takes it for no repository."""
+    address = f"{server.make_bucket('fresh')}/models"
+    check_repository(address)
+    with LocalTriton(address) as triton:
+        assert triton.grpc_url
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("s3://http://127.0.0.1:9/bucket", "nothing answers at http://127.0.0.1:9"),
+        ("s3://{url}/no-such-bucket", "there is no bucket 'no-such-bucket'"),
+        ("s3://http://me:hunter2@127.0.0.1:9/bucket", "carries a name, a password"),
+    ],
+)
+def test_triton_local_says_what_is_wrong_with_a_repository_in_one_line(
+    server: S3Server,
+    address: str,
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    assert local_main(["--model-repository", address.format(url=server.url)]) == 1
+    said = capsys.readouterr()
+    assert words in said.err
+    assert said.err.count("\n") == 1
+    assert "hunter2" not in said.err + said.out

@@ -279,3 +279,6 @@ def test_a_ca_of_our_own_is_trusted_when_it_is_named(
         with store.lock(".m.lock", "me"):
             store.write("m/a", b"x")
         assert open_store(f"s3://{server.url}/{bucket}").read("m/a") == b"x"
+    plain = server.url.replace("http", "https")
+    with pytest.raises(StoreUnavailableError, match=rf"{plain} speaks no TLS; use s3://http://"):
+        open_store(f"s3://{plain}/{bucket}").check()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import hashlib
 import itertools
 import json
@@ -21,7 +22,7 @@ from triton_repo.record import FileDigest
 from triton_repo.store import Store, _s3, _s3_uploads, open_store
 from triton_repo.store._objects import DIRECTORY_FILENAME
 from triton_repo.testing import StoreContract, make_tree
-from triton_repo.testing.proxy import FaultyProxy, Refusal
+from triton_repo.testing.proxy import FaultyProxy, Refusal, Request
 from triton_repo.testing.s3 import S3Server
 
 if TYPE_CHECKING:
@@ -209,6 +210,26 @@ def test_an_upload_that_is_stopped_leaves_no_parts(
     store.sweep("m")
     left = client.list_multipart_uploads(Bucket=bucket)["Uploads"]
     assert [upload["Key"] for upload in left] == ["some/prefix/m2/1/weights"]
+
+
+@pytest.mark.usefixtures("parts_of_5_mb")
+def test_ctrl_c_in_the_midst_of_a_large_upload_leaves_nothing(
+    tmp_path: Path, keys: Callable[[], list[str]], server: S3Server, bucket: str
+) -> None:
+    """It is over when it has been reported: no part comes through later."""
+    with FaultyProxy(server.url) as proxy:
+
+        def interrupt(_: int, request: Request) -> None:
+            if "partNumber=2" in request.path:
+                _thread.interrupt_main()
+
+        proxy.fault = interrupt
+        store = open_store(f"s3://{proxy.url}/{bucket}/some/prefix")
+        files = {f"weights-{number}": bytes(12_000_000) for number in range(3)}
+        with pytest.raises(KeyboardInterrupt):
+            store.place("m/1", make_tree(tmp_path / "large", files))
+        assert keys() == []
+        assert "Uploads" not in server.client().list_multipart_uploads(Bucket=bucket)
 
 
 @pytest.mark.usefixtures("parts_of_5_mb")

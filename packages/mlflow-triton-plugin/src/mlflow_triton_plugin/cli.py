@@ -34,7 +34,7 @@ _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 _EPILOG = """\
 environment:
-  TRITON_MODEL_REPO  the model repository: a path or a file:// URI
+  TRITON_MODEL_REPO  the model repository: a path, a file:// URI, s3://… or as://…
   TRITON_URL         where Triton listens; repair asks it, verify does not
 
 examples:
@@ -49,8 +49,9 @@ usage, no such deployment, or the repository or a server is out of reach; 130 af
 """
 
 _VERIFY = """\
-Read every file of the deployments and compare it with the sha256 in their records. Needs no server
-and writes nothing. What differs is printed, one line each:
+Read every file of the deployments and compare it with the sha256 in their records; in S3 and Azure,
+ask for the digest that is kept with each. Needs no server and writes nothing. What differs is
+printed, one line each:
 
   resnet/3/model.onnx: changed (…)   its bytes are not those that were placed
   resnet/3/: missing (…)             it was placed, and is gone
@@ -212,9 +213,9 @@ def _repair(arguments: argparse.Namespace) -> int:
         with translated():
             servers = TritonServers.open(settings.endpoints, timeout_s=settings.request_timeout_s)
             views = deployed(store, arguments.names)
-            servers.check()
             deployer = Deployer(store, servers)
-            deployer.sweep()
+            deployer.sweep()  # first: Triton does not start on a prefix without objects
+            servers.check()
     except DeploymentError as exc:
         _say(exc.message)
         return _CANNOT

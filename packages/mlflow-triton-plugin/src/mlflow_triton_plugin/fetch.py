@@ -29,6 +29,7 @@ from triton_repo.artifact import MLMODEL_FILENAME, ModelArtifact
 from triton_repo.config import CONFIG_FILENAME
 from triton_repo.entry import RemoteFile
 from triton_repo.errors import ArtifactError
+from triton_repo.flavors import choose_flavor
 from triton_repo.record import Source
 
 if TYPE_CHECKING:
@@ -46,7 +47,9 @@ _logger = logging.getLogger(__name__)
 #: Files below this are downloaded in any case: conversions read some of them.
 _LARGE_BYTES = 1024 * 1024
 #: And so are these, whatever their size.
-_READ_WHOLE = {MLMODEL_FILENAME, ".json", ".onnx", ".pbtxt", ".yaml"}
+_READ_WHOLE = {".json", ".pbtxt", ".yaml"}
+#: And these, for the flavors that are made from them; they need not be uploaded again.
+_CONVERTED = {"onnx": {".onnx"}}
 _DOWNLOADS = 8
 
 
@@ -217,11 +220,14 @@ def _below(location: str, path: str) -> str:
 
 
 @contextmanager
-def fetched(model: ResolvedModel, remote: RemoteArtifacts | None = None) -> Iterator[FetchedModel]:
+def fetched(
+    model: ResolvedModel, remote: RemoteArtifacts | None = None, flavor: str | None = None
+) -> Iterator[FetchedModel]:
     """Have the model on this machine for as long as the block lasts.
 
     Args:
         model: from `resolve`.
+        flavor: which one is wanted; None for the best.
         remote: which artifacts the repository may be able to copy by itself: their large files
             are not downloaded, and something of the same size stands for each.
 
@@ -235,7 +241,7 @@ def fetched(model: ResolvedModel, remote: RemoteArtifacts | None = None) -> Iter
         where = remote.locate(model.location) if remote is not None else None
         if where is not None:
             root = directory
-            origins = _download_small(model.location, where, directory)
+            origins = _download_small(model.location, where, directory, flavor)
         else:
             root = _local_directory(model.location, model.source.uri, directory)
         artifact = ModelArtifact.open(root)
@@ -245,10 +251,14 @@ def fetched(model: ResolvedModel, remote: RemoteArtifacts | None = None) -> Iter
         yield FetchedModel(artifact, origins)
 
 
-def _download_small(location: str, where: S3Place, root: Path) -> dict[Path, RemoteFile]:
-    """Download what a conversion may have to read; the other files, by where they will be."""
+def _download_small(
+    location: str, where: S3Place, root: Path, flavor: str | None
+) -> dict[Path, RemoteFile]:
+    """Download what a conversion may have to read; the large files, by where they will be."""
     repository = get_artifact_repository(location)
     root.mkdir()
+    repository.download_artifacts(MLMODEL_FILENAME, dst_path=str(root))
+    converted = _CONVERTED.get(choose_flavor(ModelArtifact.open(root), flavor), set())
 
     def download(path: str) -> None:
         (root / path).unlink(missing_ok=True)
@@ -258,15 +268,22 @@ def _download_small(location: str, where: S3Place, root: Path) -> dict[Path, Rem
     small: list[str] = []
     for path, size_bytes in _walk(repository, ""):
         target = root / path
+        if path == MLMODEL_FILENAME:
+            continue
         target.parent.mkdir(parents=True, exist_ok=True)
-        if size_bytes < _LARGE_BYTES or {target.suffix, target.name} & _READ_WHOLE:
+        is_read = target.suffix in converted
+        if size_bytes >= _LARGE_BYTES and target.suffix not in _READ_WHOLE:
+            uri = f"{where.uri.rstrip('/')}/{path}"
+            fetch = partial(download, path)
+            large[target] = RemoteFile(uri, where.endpoint, fetch, is_here=is_read)
+        else:
+            is_read = True
+        if is_read:
             small.append(path)
             continue
         with target.open("xb") as file:  # no blocks of the disk are written
             file.truncate(size_bytes)
-        uri = f"{where.uri.rstrip('/')}/{path}"
-        large[target] = RemoteFile(uri, where.endpoint, partial(download, path))
-    _logger.info("downloading %d files of %s; %d are left there", len(small), location, len(large))
+    _logger.info("%s: %d large files are copied where they lie", location, len(large))
     with ThreadPoolExecutor(_DOWNLOADS) as pool:
         list(pool.map(download, small))
     return large

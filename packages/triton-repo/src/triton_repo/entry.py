@@ -59,11 +59,21 @@ class RemoteFile:
         endpoint: of the store, such as `http://127.0.0.1:9000`; an empty string for the default.
     """
 
-    def __init__(self, uri: str, endpoint: str, download: Callable[[], None]) -> None:
+    def __init__(
+        self, uri: str, endpoint: str, download: Callable[[], None], *, is_here: bool = False
+    ) -> None:
+        """Where it is.
+
+        Args:
+            uri: see above.
+            endpoint: see above.
+            download: brings it.
+            is_here: whether it was brought already.
+        """
         self.uri = uri
         self.endpoint = endpoint
         self._download = download
-        self._here = False
+        self._here = is_here
         self._fetching = threading.Lock()
 
     def fetch(self) -> None:

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, NoReturn
 
 from mlflow_triton_plugin.local.errors import LocalTritonError
 from mlflow_triton_plugin.local.server import SYSTEM_TRITONSERVER, LocalTriton
+from triton_repo.errors import TritonRepoError
+from triton_repo.store import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import FrameType
 
-__all__ = ["main"]
+__all__ = ["check_repository", "main"]
 
 _EPILOG = f"""\
 examples:
@@ -56,10 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _prepare()
         if options.model_repository is None:
             parser.error("--model-repository is needed (or --prepare)")
-        return _serve(_server(parser, options, extra_args))
+        server = _server(parser, options, extra_args)
+        check_repository(options.model_repository)
+        return _serve(server)
     except KeyboardInterrupt:
         return 0
-    except LocalTritonError as error:
+    except (LocalTritonError, TritonRepoError) as error:
         _say(f"triton-local: {error}")
         return 1
     finally:
@@ -77,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--model-repository", metavar="DIR", help="the models' directory, or an s3:// URI")
+    add("--model-repository", metavar="DIR", help="the models' directory, or an s3:// or as:// URI")
     add("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     add("--grpc-port", type=int, default=8001, metavar="N", help="%(default)s; 0 for a free one")
     add("--http-port", type=int, default=8000, metavar="N", help="%(default)s; 0 for a free one")
@@ -131,6 +135,20 @@ def _server(
         )
     except ValueError as error:
         parser.error(str(error))
+
+
+def check_repository(address: str) -> None:
+    """Make sure that a repository in S3 is there, and that Triton can start on it.
+
+    Triton takes a minute to say less, and takes a prefix without objects for none.
+
+    Raises:
+        TritonRepoError: it cannot be reached, or is not what its address says.
+    """
+    if address.startswith("s3://"):
+        store = open_store(address)
+        if not store.children(""):
+            store.check()
 
 
 def _serve(server: LocalTriton) -> int:

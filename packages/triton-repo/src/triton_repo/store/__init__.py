@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit
 
 from triton_repo.errors import StoreError
+from triton_repo.store._bucket import without_secrets
 from triton_repo.store._local import LocalStore
 from triton_repo.store._s3_address import S3Address
 
@@ -197,7 +198,9 @@ def open_store(address: str) -> Store:
         return LocalStore(Path(address))
     if parts.scheme == "file":
         if parts.netloc not in ("", "localhost"):
-            raise StoreError("file:// addresses name no host; use file:///path", uri="file://")
+            raise StoreError(
+                "a file:// address names no host; use file:///path", uri=without_secrets(address)
+            )
         return LocalStore(Path(unquote(parts.path)))
     raise StoreError(
         f"model repositories at {parts.scheme}:// cannot be written; use s3://, as:// or a "
@@ -228,6 +231,6 @@ def _installed(extra: str, address: str) -> Iterator[None]:
     except ModuleNotFoundError as exc:
         raise StoreError(
             f"{exc.name} is not installed, and {address.partition('://')[0]}:// needs it: "
-            f"pip install 'triton-repo[{extra}]'",
-            uri=address,
+            f"pip install 'triton-repo[{extra}]' (or 'mlflow-triton-plugin[{extra}]')",
+            uri=without_secrets(address),
         ) from exc

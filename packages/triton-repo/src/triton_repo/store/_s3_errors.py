@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import botocore.exceptions
@@ -40,6 +41,8 @@ _MISSING = {"NoSuchKey", "404", "NotFound", "NoSuchUpload"}
 _DENIED = {"AccessDenied", "403", "Forbidden", "AllAccessDisabled", "UnauthorizedAccess"}
 
 _BOTO = botocore.exceptions
+#: OpenSSL's words, of several releases, where the other side does not speak TLS.
+_NO_TLS = re.compile(r"(?i)wrong[_ ]version[_ ]number|record layer failure|packet length too long")
 #: What boto3 raises without an answer of S3, from the special to the general.
 _WITHOUT_ANSWER: tuple[tuple[tuple[type[Exception], ...], type[StoreError], str], ...] = (
     (
@@ -142,6 +145,9 @@ def _answered(
 def _not_asked(exc: Exception, address: S3Address) -> tuple[type[StoreError], str]:
     """What went wrong before S3 had an answer."""
     endpoint = address.endpoint or "Amazon S3"
+    if isinstance(exc, _BOTO.SSLError) and _NO_TLS.search(str(exc)):
+        plain = endpoint.replace("https://", "http://")
+        return StoreUnavailableError, f"{endpoint} speaks no TLS; use s3://{plain}/…"
     for kinds, error, what in _WITHOUT_ANSWER:
         if isinstance(exc, kinds):
             return error, what.format(endpoint=endpoint, cause=_cause(exc))

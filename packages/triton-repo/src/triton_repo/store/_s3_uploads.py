@@ -53,10 +53,14 @@ class S3Uploads(FileUploads):
         self._transfers.shutdown()
 
     def stop(self) -> None:
+        """End what is on its way; on return nothing is any more."""
         for sending in self._sending.values():
             sending.cancel()
-        self._transfers.shutdown(cancel=True)
-        super().close()
+        try:
+            # its `shutdown(cancel=True)` raises a TypeError where a transfer is on its way
+            self._transfers.__exit__(KeyboardInterrupt, KeyboardInterrupt("stopped"), None)
+        finally:
+            super().close()
 
     def _copy_origin(self, key: str, file: EntryFile) -> FileDigest | None:
         return self._bucket.copy_from(key, file)
