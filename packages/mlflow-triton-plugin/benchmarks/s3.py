@@ -94,7 +94,8 @@ def listing(server: S3Server, deployments: int, rounds: int) -> None:
     store: Any = open_store(address)
     note_records(store.bucket, records)
     warm = [measure("read_all_records", address, Path()) for _ in range(rounds)]
-    table({"with the record cache": warm, "without": cold})
+    limit = [measure("same_requests", address, Path()) for _ in range(rounds)]
+    table({"with the record cache": warm, "its requests, raw boto3": limit, "without": cold})
 
 
 def record_of(name: str, address: str) -> dict[str, Any]:

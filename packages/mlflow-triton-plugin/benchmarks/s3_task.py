@@ -20,6 +20,7 @@ import boto3.s3.transfer
 
 from triton_repo.entry import EntryFile, RemoteFile, Tree, scan_tree
 from triton_repo.store import open_store
+from triton_repo.store._record_cache import RECORDS_FILENAME
 from triton_repo.store._s3_address import S3Address
 
 if TYPE_CHECKING:
@@ -129,9 +130,25 @@ def read_all_records(address: S3Address, _folder: Path, network: Network) -> Cal
     return task
 
 
+def same_requests(address: S3Address, _folder: Path, network: Network) -> Callable[[], object]:
+    """What a listing with the record cache asks for, by boto3 alone."""
+    client = boto3.client("s3", endpoint_url=address.endpoint)
+    network.join(client)
+
+    def task() -> None:
+        client.get_object(Bucket=address.bucket, Key=RECORDS_FILENAME)["Body"].read()
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=address.bucket):
+            assert page["Contents"]
+
+    return task
+
+
 TASKS = {
     each.__name__: each
-    for each in (one_after_another, transfer_manager, ours, server_side_copy, read_all_records)
+    for each in (
+        *(one_after_another, transfer_manager, ours),
+        *(server_side_copy, read_all_records, same_requests),
+    )
 }
 
 
