@@ -326,19 +326,6 @@ def test_a_foreign_model_can_be_replaced(
     assert client.predict(name, np.ones(1, np.float32))["outputs"]["y"].tolist() == [9]
 
 
-def test_a_foreign_version_with_the_same_bytes_is_kept_and_has_a_time(
-    client: TritonDeploymentClient, name: str, tmp_path: Path, repository: Path
-) -> None:
-    """Nothing is copied; from now on it is known since when it is ours."""
-    foreign = foreign_model(repository, name)
-    uri = triton_artifact(tmp_path, (foreign / "1" / "model.py").read_text())
-    inode = (foreign / "1" / "model.py").stat().st_ino
-    made = client.create_deployment(name, uri, config={"on_conflict": "replace"})
-    assert list(made["versions"]) == [1]
-    assert made["versions"][1]["placed_at"].endswith("+00:00")
-    assert (foreign / "1" / "model.py").stat().st_ino == inode
-
-
 def test_deleting_an_interrupted_adoption_leaves_the_foreign_model(
     client: TritonDeploymentClient,
     name: str,

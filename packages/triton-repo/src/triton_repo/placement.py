@@ -347,8 +347,6 @@ class ModelPlace(ModelView):
             seen = before[change.reuse]
             versions[change.reuse] = replace(
                 seen,
-                placed_at=seen.placed_at or staged.journal.since,  # not by us, until now
-                placed_by=seen.placed_by or WRITER,
                 source=change.source,
                 shared=shared,
                 config=config,
