@@ -102,3 +102,25 @@ def registered() -> Callable[[str], str]:
 def error_of(raised: pytest.ExceptionInfo[Any]) -> tuple[str, str]:
     """MLflow's error code and the message."""
     return raised.value.error_code, str(raised.value)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many points `faults/` had, and what was measured there.
+
+    Here, and by way of the reports, since those who run the tests may be other processes.
+    """
+    passed = terminalreporter.stats.get("passed", [])
+    noted = [each for report in passed for each in getattr(report, "user_properties", [])]
+    points: dict[str, dict[str, int]] = {}
+    for name, value in noted:
+        if name == "fault points":
+            kind, label, number = value
+            points.setdefault(kind, {})[label] = number
+    measured = [value for name, value in noted if name == "measured"]
+    if points or measured:
+        terminalreporter.section("faults")
+    for kind, by_scenario in points.items():
+        listed = ", ".join(f"{label} {number}" for label, number in sorted(by_scenario.items()))
+        terminalreporter.write_line(f"{kind}: {listed}; {sum(by_scenario.values())} in all")
+    for lines in measured:
+        terminalreporter.write_line("\n  ".join(lines))

@@ -9,11 +9,20 @@ from typing import TYPE_CHECKING
 import boto3
 import mlflow
 import pytest
+import requests
+from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from mlflow_triton_plugin.fetch import RemoteArtifacts, ResolvedModel, fetched, resolve
+from mlflow_triton_plugin.errors import DownloadError
+from mlflow_triton_plugin.fetch import (
+    RemoteArtifacts,
+    ResolvedModel,
+    S3Place,
+    fetched,
+    resolve,
+)
 from mlflow_triton_plugin.settings import Settings
-from triton_repo.errors import ArtifactError
+from triton_repo.errors import ArtifactError, MissingModelFileError
 from triton_repo.record import Source
 from triton_repo.testing.s3 import S3Server
 
@@ -21,6 +30,8 @@ from .models import log_onnx, scale_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from mlflow_triton_plugin.plugin import TritonDeploymentClient
 
 
 def files_below(directory: Path) -> dict[str, bytes]:
@@ -112,6 +123,51 @@ def test_artifacts_whose_names_leave_the_model_are_refused(
             pass
     finally:
         client.delete_object(Bucket="models", Key=f"evil/{key}")
+
+
+@pytest.mark.parametrize("copied", [True, False], ids=["copied there", "downloaded"])
+def test_a_place_without_a_model_is_named(bucket: str, copied: bool) -> None:  # noqa: FBT001
+    client = boto3.client("s3", endpoint_url=os.environ["MLFLOW_S3_ENDPOINT_URL"])
+    client.put_object(Bucket="models", Key="notes/readme.txt", Body=b"no model")
+    remote = RemoteArtifacts(lambda *_: copied, Settings.read("triton", {}))
+    with (
+        pytest.raises(MissingModelFileError, match="is no MLflow model: it has no MLmodel"),
+        fetched(resolve(f"{bucket}/notes"), remote),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("copied", [True, False], ids=["copied there", "downloaded"])
+def test_an_artifact_store_that_refuses_is_named(
+    bucket: str,
+    copied: bool,  # noqa: FBT001
+    client: TritonDeploymentClient,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where MLflow lets its libraries' own errors through: there is no such bucket."""
+    monkeypatch.setattr("mlflow_triton_plugin.fetch.RemoteArtifacts.locate", copied_or_not(copied))
+    with pytest.raises(MlflowException, match=r"s3://nobodys/.*bucket does not exist"):
+        client.create_deployment("refused", "s3://nobodys/m")
+
+
+def copied_or_not(copied: bool) -> Callable[[RemoteArtifacts, str], S3Place | None]:  # noqa: FBT001
+    return lambda _, location: S3Place(location, "") if copied else None
+
+
+def test_a_signed_address_is_not_shown(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever reads its signature may read the artifact."""
+
+    def refuse(*_: object, **__: object) -> None:
+        said = "403 Forbidden for url: https://store.test/b/k?X-Amz-Signature=5ecret&X=1"
+        raise requests.HTTPError(said)
+
+    monkeypatch.setattr("mlflow.artifacts.download_artifacts", refuse)
+    with pytest.raises(DownloadError) as raised, fetched(resolve(f"{bucket}/m")):
+        pass
+    assert "https://store.test/b/k" in str(raised.value)
+    assert "5ecret" not in str(raised.value)
 
 
 def test_a_large_mlmodel_is_read_whole(bucket: str, tmp_path: Path) -> None:

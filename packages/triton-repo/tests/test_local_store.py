@@ -104,7 +104,7 @@ def as_nobody(call: Callable[[], str]) -> str:
 def open_to_all(directory: Path) -> None:
     """Temporary directories of pytest let nobody else in."""
     for each in (directory, *directory.parents):
-        if each.name.startswith(("pytest-", "test_")):
+        if each.name.startswith(("pytest-", "popen-", "test_")):
             each.chmod(0o755)
 
 

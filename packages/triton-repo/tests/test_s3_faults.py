@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import ssl
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from triton_repo.errors import (
     StoreError,
     StoreUnavailableError,
 )
+from triton_repo.record import FileDigest
 from triton_repo.store import _s3, open_store
 from triton_repo.testing import make_tree
 from triton_repo.testing.proxy import (
@@ -69,6 +71,10 @@ BEFORE = {"m/old/a": b"old a", "m/old/b": b"b", "m/other/a": b"other"}
 
 def name(fault: Fault) -> str:
     return fault.code if isinstance(fault, Refusal) else fault
+
+
+def digest_of(data: bytes) -> FileDigest:
+    return FileDigest(len(data), hashlib.sha256(data).hexdigest())
 
 
 def _lock(store: Store) -> None:
@@ -162,6 +168,17 @@ def test_what_fails_once_is_done_all_the_same(bench: Bench, operation: str, faul
         if at > len(asked):
             break
     assert bench.proxy.requests
+
+
+@pytest.mark.parametrize("fault", [INTERNAL_ERROR, "reset", "truncated"], ids=name)
+def test_what_another_program_put_there_is_read_again_where_its_body_breaks_off(
+    server: S3Server, bench: Bench, bucket: str, fault: Fault
+) -> None:
+    """S3 and we know no digest of it: it has to be read."""
+    server.client().put_object(Bucket=bucket, Key="p/m/foreign", Body=b"foreign" * 1000)
+    bench.proxy.fault = lambda number, _: fault if number == 2 else None
+    assert bench.spoiled.digest("m/foreign") == digest_of(b"foreign" * 1000)
+    assert [each.method for each in bench.proxy.requests] == ["HEAD", "GET", "GET"]
 
 
 @pytest.mark.parametrize("fault", [INTERNAL_ERROR, "reset", "stall"], ids=name)

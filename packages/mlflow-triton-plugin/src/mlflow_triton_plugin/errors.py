@@ -10,6 +10,7 @@ TritonServerError                                .endpoint .status .model
 ├ ModelUnknownError
 └ RequestRefusedError                            .reason: Triton's own words
 SettingsError (ValueError)                       .setting
+DownloadError
 ```
 
 `triton_repo.errors` has those of the repository, `predict.InvalidInputError` those of the data.
@@ -18,6 +19,7 @@ SettingsError (ValueError)                       .setting
 from __future__ import annotations
 
 __all__ = [
+    "DownloadError",
     "GoldenCheckError",
     "ModelLoadError",
     "ModelNotReadyError",
@@ -36,6 +38,10 @@ class SettingsError(ValueError):
     def __init__(self, message: str, *, setting: str) -> None:
         super().__init__(message)
         self.setting = setting
+
+
+class DownloadError(Exception):
+    """MLflow's artifact store does not hand out a model."""
 
 
 class TritonServerError(Exception):

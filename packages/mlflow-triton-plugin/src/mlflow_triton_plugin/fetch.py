@@ -7,6 +7,7 @@ the same live directory, and write `registered_model_meta` into it.
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from urllib.parse import urlsplit
 
 import mlflow
 from mlflow.exceptions import MlflowException
+from mlflow.protos import databricks_pb2 as codes
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
 from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
@@ -25,10 +27,11 @@ from mlflow.store.artifact.utils.models import get_model_name_and_version
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
 
+from mlflow_triton_plugin.errors import DownloadError
 from triton_repo.artifact import MLMODEL_FILENAME, ModelArtifact
 from triton_repo.config import CONFIG_FILENAME
 from triton_repo.entry import RemoteFile
-from triton_repo.errors import ArtifactError
+from triton_repo.errors import ArtifactError, MissingModelFileError, TritonRepoError
 from triton_repo.flavors import choose_flavor
 from triton_repo.record import Source
 
@@ -233,22 +236,47 @@ def fetched(
 
     Raises:
         ArtifactError: there is no model at its location, or it is not whole.
-        MlflowException: it cannot be downloaded.
+        DownloadError: the artifact store refuses, or breaks off.
+        MlflowException: the same, where MLflow has words for it.
     """
     with tempfile.TemporaryDirectory(prefix="mlflow-triton-") as scratch:
         directory = Path(scratch, "model")
         origins: dict[Path, RemoteFile] = {}
         where = remote.locate(model.location) if remote is not None else None
-        if where is not None:
-            root = directory
-            origins = _download_small(model.location, where, directory, flavor)
-        else:
-            root = _local_directory(model.location, model.source.uri, directory)
+        with _downloading(model.location):
+            if where is not None:
+                root = directory
+                origins = _download_small(model.location, where, directory, flavor)
+            else:
+                root = _local_directory(model.location, model.source.uri, directory)
         artifact = ModelArtifact.open(root)
         if model.beside and artifact.find(CONFIG_FILENAME) is None:
-            beside = _files_beside(model.beside, Path(scratch, "beside"))
+            with _downloading(model.beside):
+                beside = _files_beside(model.beside, Path(scratch, "beside"))
             artifact = replace(artifact, beside=beside)
         yield FetchedModel(artifact, origins)
+
+
+#: Signed addresses let in whoever reads them.
+_QUERY = re.compile(r"(\w+://[^\s?'\"]+)\?[^\s'\"]+")
+
+
+@contextmanager
+def _downloading(location: str) -> Iterator[None]:
+    """Say of what fails in MLflow's artifact stores where it was, and nothing secret.
+
+    They raise what the libraries below them do.
+    """
+    try:
+        yield
+    except TritonRepoError:
+        raise
+    except MlflowException as exc:
+        said = _QUERY.sub(r"\1", str(exc.message))
+        raise MlflowException(said, codes.ErrorCode.Value(exc.error_code)) from exc
+    except Exception as exc:
+        said = _QUERY.sub(r"\1", str(exc)) or type(exc).__name__
+        raise DownloadError(f"{location} could not be read: {said}") from exc
 
 
 def _download_small(
@@ -257,6 +285,11 @@ def _download_small(
     """Download what a conversion may have to read; the large files, by where they will be."""
     repository = get_artifact_repository(location)
     root.mkdir()
+    listed = dict(_walk(repository, ""))
+    if MLMODEL_FILENAME not in listed:
+        raise MissingModelFileError(
+            f"{location} is no MLflow model: it has no {MLMODEL_FILENAME}", path=MLMODEL_FILENAME
+        )
     repository.download_artifacts(MLMODEL_FILENAME, dst_path=str(root))
     converted = _CONVERTED.get(choose_flavor(ModelArtifact.open(root), flavor), set())
 
@@ -266,10 +299,10 @@ def _download_small(
 
     large: dict[Path, RemoteFile] = {}
     small: list[str] = []
-    for path, size_bytes in _walk(repository, ""):
-        target = root / path
+    for path, size_bytes in listed.items():
         if path == MLMODEL_FILENAME:
             continue
+        target = root / path
         target.parent.mkdir(parents=True, exist_ok=True)
         is_read = target.suffix in converted
         if size_bytes >= _LARGE_BYTES and target.suffix not in _READ_WHOLE:

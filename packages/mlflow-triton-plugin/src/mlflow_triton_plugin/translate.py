@@ -38,6 +38,7 @@ ERROR_CODES: tuple[tuple[type[Exception], int], ...] = (
     (repo.TritonRepoError, codes.INTERNAL_ERROR),
     (ours.SettingsError, codes.INVALID_PARAMETER_VALUE),
     (InvalidInputError, codes.INVALID_PARAMETER_VALUE),
+    (ours.DownloadError, codes.TEMPORARILY_UNAVAILABLE),
     (ours.ServerUnavailableError, codes.TEMPORARILY_UNAVAILABLE),
     (ours.ServerTimeoutError, codes.DEADLINE_EXCEEDED),
     (ours.ModelNotReadyError, codes.DEADLINE_EXCEEDED),

@@ -1,8 +1,7 @@
-"""A repository with its server for each kind of store, and the count of points at the end."""
+"""A repository with its server for each kind of store."""
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
@@ -24,10 +23,6 @@ if TYPE_CHECKING:
         """See `tell`."""
 
         def __call__(self, what: str, numbers: dict[str, object], *lines: str) -> None: ...
-
-
-#: How many points each kind of walk had, by scenario.
-POINTS = pytest.StashKey[dict[str, dict[str, int]]]()
 
 
 @pytest.fixture(scope="module")
@@ -119,27 +114,25 @@ def bench(shared_bench: Bench, use_bench: Callable[[Bench], Bench]) -> Bench:
 
 
 @pytest.fixture
-def count(request: pytest.FixtureRequest) -> Count:
+def count(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Count:
     """Note how many points a walk had, for the summary."""
-    counted = request.config.stash.setdefault(POINTS, {})
+    chosen = getattr(request.node, "callspec", None)
+    store = chosen.params.get("shared_bench", "local") if chosen else "local"
 
     def note(kind: str, label: str, points: int) -> None:
-        counted.setdefault(kind, {})[label] = points
+        where = "" if store == "local" else f" ({store})"
+        record_property("fault points", [kind, f"{label}{where}", points])
 
     return note
 
 
 @pytest.fixture
-def tell(
-    capsys: pytest.CaptureFixture[str], record_property: Callable[[str, object], None]
-) -> Tell:
-    """Print what was measured, and keep it in the report; a line of numbers, and more lines."""
+def tell(record_property: Callable[[str, object], None]) -> Tell:
+    """Say in the summary what was measured; a line of numbers, and more lines."""
 
     def tell(what: str, numbers: dict[str, object], *lines: str) -> None:
         line = ", ".join(f"{value} {key}" for key, value in numbers.items())
-        record_property(f"faults: {what}", "; ".join([line, *lines]))
-        with capsys.disabled():
-            sys.stdout.write("\n  ".join([f"\n{what}: {line}", *lines]) + "\n")
+        record_property("measured", [f"{what}: {line}", *lines])
 
     return tell
 
@@ -173,15 +166,3 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
-
-
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    """Say how many points there were."""
-    counted = config.stash.get(POINTS, {})
-    if counted:
-        terminalreporter.section("fault points")
-    for kind, by_scenario in counted.items():
-        listed = ", ".join(f"{label} {points}" for label, points in by_scenario.items())
-        terminalreporter.write_line(f"{kind}: {listed}; {sum(by_scenario.values())} in all")

@@ -30,7 +30,7 @@ from triton_repo.store._listing import Listings
 from triton_repo.store._record_cache import RECORDS_FILENAME, is_record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from triton_repo.entry import Tree
     from triton_repo.record import FileDigest
@@ -100,16 +100,13 @@ class ObjectStore:
     def children(self, key: str) -> list[str]:
         prefix = self._inside(key)
         if self._snapshot is not None and not key:
-            models = [path.split("/")[0] for path in self._snapshot.listed() if "/" in path]
-            names, there = sorted(set(models)), True
+            names, there = _directories_in(self._snapshot.listed()), True
         elif self._listings is not None and key:
             below = [path[len(prefix) :] for path in self._listings.below(key) if path != key]
-            names, there = (
-                sorted({path.split("/")[0] for path in below if "/" in path}),
-                bool(below),
-            )
+            names, there = _directories_in(below), bool(below)
         else:
-            names, there = self.bucket.directories(prefix)
+            found, there = self.bucket.directories(prefix)
+            names = set(found)
         if key and not there:
             raise self._missing(key)
         return sorted(names)
@@ -403,6 +400,10 @@ class _PlacedObjects:
 
     def abandon(self) -> None:
         """Nothing goes on in the background."""
+
+
+def _directories_in(paths: Iterable[str]) -> set[str]:
+    return {path.split("/")[0] for path in paths if "/" in path}
 
 
 def _is_file(path: str) -> bool:

@@ -14,7 +14,7 @@ import logging
 import os
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import boto3
 import botocore.config
@@ -43,7 +43,6 @@ __all__ = ["S3Bucket"]
 _COPY_BYTES = 256 * 1024 * 1024
 #: Keys in one DeleteObjects request.
 _DELETE_KEYS = 1000
-#: A body that breaks off is asked for again; botocore does so only before the first byte.
 _READ_ATTEMPTS = 4
 _READ_BYTES = 1024 * 1024
 _CONNECT_TIMEOUT_S = 10
@@ -61,6 +60,8 @@ _CHANGING = {
 _COPY_AT_MOST_BYTES = 5 * 1024**3
 
 _logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 
 class S3Bucket:
@@ -135,24 +136,12 @@ class S3Bucket:
             arguments["ContinuationToken"] = page["NextContinuationToken"]
 
     def get(self, key: str) -> Content:
-        for attempt in itertools.count(1):
-            with self.translated(key, "s3:GetObject"):
-                answer = self.client.get_object(Bucket=self.name, Key=self.key(key))
-                try:
-                    data = answer["Body"].read()
-                except (
-                    botocore.exceptions.IncompleteReadError,
-                    botocore.exceptions.ResponseStreamingError,
-                    botocore.exceptions.ReadTimeoutError,
-                ):
-                    if attempt == _READ_ATTEMPTS:
-                        raise
-                    continue
-            written = answer["LastModified"]
-            headers = answer["ResponseMetadata"]["HTTPHeaders"]
-            now = _http_date(headers.get("date")) or written
-            return Content(data, answer["ETag"], (now - written).total_seconds())
-        raise AssertionError
+        with self.translated(key, "s3:GetObject"):
+            answer, data = self._read_whole(key, lambda body: bytes(body.read()))
+        written = answer["LastModified"]
+        headers = answer["ResponseMetadata"]["HTTPHeaders"]
+        now = _http_date(headers.get("date")) or written
+        return Content(data, answer["ETag"], (now - written).total_seconds())
 
     def put(self, key: str, data: bytes, *, new: bool = False, replacing: str = "") -> str:
         digest = hashlib.sha256(data)
@@ -193,24 +182,30 @@ class S3Bucket:
             found = self.client.head_object(
                 Bucket=self.name, Key=self.key(key), ChecksumMode="ENABLED"
             )
-            size_bytes = found["ContentLength"]
-            stored = found.get("ChecksumSHA256", "")
-            if _is_whole(stored):
-                return FileDigest(size_bytes, base64.b64decode(stored).hex())
-            noted = found["Metadata"].get(DIGEST)
-            if noted:
-                return FileDigest(size_bytes, noted)
-        return self._read_digest(key)
+            known = _sha256_of(found) or found["Metadata"].get(DIGEST)
+            if known:
+                return FileDigest(found["ContentLength"], known)
+            # what somebody else put there has to be read, all of it
+            answer, sha256 = self._read_whole(key, _read_sha256)
+        return FileDigest(answer["ContentLength"], sha256)
 
-    def _read_digest(self, key: str) -> FileDigest:
-        """Of what somebody else put there: all of it has to be read."""
-        with self.translated(key, "s3:GetObject"):
+    def _read_whole(self, key: str, read: Callable[[Any], _T]) -> tuple[Any, _T]:
+        """Ask for an object and read its body; again where that breaks off.
+
+        Botocore asks again only before the first byte.
+        """
+        for attempt in itertools.count(1):
             answer = self.client.get_object(Bucket=self.name, Key=self.key(key))
-            seen, size_bytes = hashlib.sha256(), 0
-            for piece in answer["Body"].iter_chunks(_READ_BYTES):
-                seen.update(piece)
-                size_bytes += len(piece)
-        return FileDigest(size_bytes, seen.hexdigest())
+            try:
+                return answer, read(answer["Body"])
+            except (
+                botocore.exceptions.IncompleteReadError,
+                botocore.exceptions.ResponseStreamingError,
+                botocore.exceptions.ReadTimeoutError,
+            ):
+                if attempt == _READ_ATTEMPTS:
+                    raise
+        raise AssertionError
 
     def copy(self, key: str, to: str, size_bytes: int = 0) -> None:
         source: Any = {"Bucket": self.name, "Key": self.key(key)}
@@ -234,10 +229,8 @@ class S3Bucket:
     def _metadata(self, key: str) -> Any:
         """For a copy in parts, of which S3 knows no sha256 of its own."""
         found = self.client.head_object(Bucket=self.name, Key=self.key(key), ChecksumMode="ENABLED")
-        stored = found.get("ChecksumSHA256", "")
-        if not _is_whole(stored):
-            return found["Metadata"]
-        return {**found["Metadata"], DIGEST: base64.b64decode(stored).hex()}
+        stored = _sha256_of(found)
+        return {**found["Metadata"], **({DIGEST: stored} if stored else {})}
 
     def copies_from(self, uri: str, endpoint: str) -> bool:
         return uri.startswith("s3://") and _endpoint(endpoint) == _endpoint(self.address.endpoint)
@@ -272,8 +265,7 @@ class S3Bucket:
                 exc,
             )
             return None
-        checksum = answer["CopyObjectResult"].get("ChecksumSHA256", "")
-        sha256 = base64.b64decode(checksum).hex() if _is_whole(checksum) else _identity(found)
+        sha256 = _sha256_of(answer["CopyObjectResult"]) or _identity(found)
         return FileDigest(file.size_bytes, sha256)
 
     def _copy_large_from(self, key: str, source: Any, found: Any) -> FileDigest:
@@ -422,9 +414,18 @@ def _http_date(text: str | None) -> datetime | None:
     return parsedate_to_datetime(text) if text else None
 
 
-def _is_whole(checksum: str) -> bool:
-    """Whether it is that of the whole object: with a dash it is that of its parts' checksums."""
-    return bool(checksum) and "-" not in checksum
+def _sha256_of(found: Any) -> str:
+    """What S3 says of an object's content, in hex; an empty string where it does not know."""
+    stored = found.get("ChecksumSHA256", "")
+    # with a dash it is that of its parts' checksums
+    return base64.b64decode(stored).hex() if stored and "-" not in stored else ""
+
+
+def _read_sha256(body: Any) -> str:
+    seen = hashlib.sha256()
+    for piece in body.iter_chunks(_READ_BYTES):
+        seen.update(piece)
+    return seen.hexdigest()
 
 
 def _identity(found: Any) -> str:
