@@ -73,6 +73,15 @@ def azurite(session: nox.Session) -> dict[str, str]:
     return {"AZURITE": str(program)}
 
 
+#: Test processes, each with servers of its own; one more than cores, since they wait for those.
+WORKERS = min(8, len(os.sched_getaffinity(0)) + 1)
+#: One MLflow is enough to break things with, to start servers with, and to ask them.
+WITHOUT_MLFLOW = [
+    f"--ignore-glob=*/tests/{path}"
+    for path in ("faults/*", "local/*", "test_predict_*", "test_response_*")
+]
+
+
 @nox.session
 @nox.parametrize("mlflow", list(MLFLOWS))
 def tests(session: nox.Session, mlflow: str) -> None:
@@ -80,9 +89,11 @@ def tests(session: nox.Session, mlflow: str) -> None:
     install(session, "test", mlflow=mlflow)
     # what does not touch MLflow need not run twice
     paths = PATHS if mlflow == "newest" else [path for path in PATHS if "triton-repo" not in path]
-    suites = [session.posargs] if session.posargs else [[f"{path}/tests"] for path in paths]
-    if mlflow == "oldest" and not session.posargs:  # one MLflow is enough to break things with
-        suites = [[*suite, "--ignore-glob=*/tests/faults/*"] for suite in suites]
+    spread = ["-n", str(WORKERS), "--dist", "worksteal"]
+    left_out = WITHOUT_MLFLOW if mlflow == "oldest" else []
+    suites = [[*spread, f"{path}/tests", *left_out] for path in paths]
+    if session.posargs:
+        suites = [session.posargs]
     variables = environment(session) | (azurite(session) if mlflow == "newest" else {})
     for suite in suites:  # MLflow's state is the process's: each suite has one of its own
         session.run("pytest", *suite, env=variables)

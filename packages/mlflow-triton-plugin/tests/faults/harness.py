@@ -12,7 +12,6 @@ import re
 import signal
 import time
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -146,45 +145,36 @@ class Bench:
 
     # -- the server ---------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Start the server, which loads whatever it can."""
+    def start(self, *, strictly: bool = False) -> None:
+        """Start the server.
+
+        Args:
+            strictly: it ends at the first model that does not load, as by Triton's default; else it
+                loads whatever it can.
+
+        Raises:
+            StartError: it ended, or is not ready in time.
+        """
         # not ready as a whole where one model is not: what is READY is asked model by model
-        self._triton = self._new_server("--exit-on-error=false", "--strict-readiness=false")
+        lenient = ("--exit-on-error=false", "--strict-readiness=false")
+        self._triton = LocalTriton(
+            self.repository.address,
+            log_file=self.log_file,
+            # auto-complete would cost a second a model; see tests/conftest.py
+            extra_args=[
+                "--disable-auto-complete-config",
+                "--load-model=*",
+                *(() if strictly else lenient),
+            ],
+            startup_timeout_s=_START_TIMEOUT_S,
+        )
         self._triton.start()
         self._client = get_deploy_client(f"triton://{self._triton.grpc_url}")
 
     def restart(self, *, strictly: bool) -> None:
-        """Kill the server and start another.
-
-        Args:
-            strictly: whether a second one must start, too, that ends at the first model that does
-                not load: Triton's default.
-
-        Raises:
-            StartError: that one ended, or not every model is READY there.
-        """
+        """Kill the server and start another; see `start`."""
         self.crash()
-        with ThreadPoolExecutor(1) as beside:
-            strict = beside.submit(self._start_strictly) if strictly else None
-            self.start()
-            if strict is not None:
-                strict.result()
-
-    def _start_strictly(self) -> None:
-        triton = self._new_server()
-        try:
-            triton.start()
-        finally:
-            _kill(triton)
-
-    def _new_server(self, *options: str) -> LocalTriton:
-        return LocalTriton(
-            self.repository.address,
-            log_file=self.log_file,
-            # auto-complete would cost a second a model; see tests/conftest.py
-            extra_args=["--disable-auto-complete-config", "--load-model=*", *options],
-            startup_timeout_s=_START_TIMEOUT_S,
-        )
+        self.start(strictly=strictly)
 
     def crash(self) -> None:
         """Kill the server, without giving it time for anything."""

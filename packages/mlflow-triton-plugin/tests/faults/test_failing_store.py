@@ -26,7 +26,7 @@ def store_calls(calls: tuple[str, ...]) -> Iterator[tuple[int, str]]:
             yield number, f"call {number}, {call}"
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("label", SCENARIOS)
 def test_a_command_that_one_failing_call_ends_has_changed_nothing(
     bench: Bench, label: str, count: Callable[[str, str, int], None]
@@ -56,7 +56,7 @@ def test_a_command_that_one_failing_call_ends_has_changed_nothing(
     walk.conclude()
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("label", SCENARIOS)
 def test_a_store_that_lets_us_in_again_is_put_right_by_the_same_command(
     bench: Bench, label: str, count: Callable[[str, str, int], None]
