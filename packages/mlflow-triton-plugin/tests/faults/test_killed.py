@@ -23,16 +23,19 @@ if TYPE_CHECKING:
 
 
 ALL_SCENARIOS = {**SCENARIOS, **KILLED_TOO}
+#: Killed before each call on an object store too: its requests are those of other scenarios.
+BY_CALL = {"update of a set"}
 
 
 def kill_points(walk: Walk) -> Iterator[tuple[str, Fault]]:
     """Every point of an undisturbed run, with its name."""
     calls = walk.calls
-    for number, (request, following) in enumerate(pairwise((*walk.requests, "")), 1):
+    requests = () if walk.label in BY_CALL else walk.requests
+    for number, (request, following) in enumerate(pairwise((*requests, "")), 1):
         if _place(request) != _place(following):  # in the midst of those that go side by side
             yield f"killed before request {number}, {request}", Fault("kill-request", number)
     for number, call in enumerate(calls, 1):
-        if not (walk.requests and is_store_call(call)):
+        if not (requests and is_store_call(call)):
             yield f"killed before call {number}, {call}", Fault("kill", number)
         if call.startswith("load "):
             yield f"killed during call {number}, {call}", Fault("kill-while-loading", number)
