@@ -66,7 +66,7 @@ REQUIREMENTS = (
 )
 
 #: What is done with the packages besides installing them; another number, another environment.
-_LAYOUT = "layout 2"
+_LAYOUT = "layout 3"
 _DOWNLOAD_MB = 100
 _DISK_MB = 300
 _BACKEND_SOURCE = Path(__file__).with_name("_onnxruntime_backend") / "model.py"
@@ -237,7 +237,9 @@ def _complete(root: Path, interpreter: Interpreter) -> Path:
         binary.chmod(0o755)  # pip drops the run bit
     # the stubs' interpreter ignores PYTHONDONTWRITEBYTECODE, and would leave a __pycache__ in each
     # model's version directory
-    (site_packages / "sitecustomize.py").write_text("import sys\nsys.dont_write_bytecode = True\n")
+    # not by sitecustomize.py: Debian's Python has one of its own, which comes first
+    no_bytecode = site_packages / "mlflow_triton_no_bytecode.pth"
+    no_bytecode.write_text("import sys; sys.dont_write_bytecode = True\n")
     python = [str(root / "bin" / "python"), "-I"]
     packages = [str(site_packages / name) for name in ("numpy", "onnxruntime")]
     # for the same reason: numpy would be compiled at each start
