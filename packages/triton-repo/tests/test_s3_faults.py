@@ -254,6 +254,7 @@ def test_what_is_not_there_is_told_from_what_is_denied(bucket: str, proxy: Fault
         store.digest("m/file")
 
 
+@pytest.mark.usefixtures("server")
 def test_an_endpoint_where_nothing_answers_is_said() -> None:
     with pytest.raises(
         StoreUnavailableError, match=r"nothing answers at http://127.0.0.1:9; is it"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 NAME = check_name("resnet")
 _numbers = itertools.count()
 FILES = {f"weights-{number}": bytes([number]) * 50_000 for number in range(8)}
+#: What a deployment's directory holds when nothing is left of any attempt.
+PLACED = sorted([*(f"1/{path}" for path in FILES), "config.pbtxt", "mlflow-meta.json"])
 
 
 @pytest.fixture(scope="module")
@@ -108,11 +111,33 @@ def test_what_was_sent_is_not_sent_again(
     deploy(repository, entry)
     assert sent_bytes(proxy) == 50_000 * (len(FILES) - 5)
     store = open_store(repository)
-    below = store.list_files("resnet")
-    assert sorted(below) == sorted(
-        ["config.pbtxt", "mlflow-meta.json", *(f"1/{path}" for path in FILES)]
-    )
+    assert sorted(store.list_files("resnet")) == PLACED
     assert all(store.read(f"resnet/1/{path}") == content for path, content in FILES.items())
+
+
+@pytest.mark.parametrize("files", [2, 4])
+def test_two_attempts_may_have_sent_different_files(
+    repository: str,
+    entry: RepositoryEntry,
+    proxy: FaultyProxy,
+    files: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of several requests at once any can come through before the store fails."""
+    monkeypatch.setattr("triton_repo.store._s3.S3Bucket.parallel", 1)
+    proxy.fault = dies_after(3)
+    with pytest.raises(Exception, match="InternalError"):
+        deploy(repository, entry)
+    tree = entry.versions[1]
+    backwards = replace(entry, versions={1: replace(tree, files=tree.files[::-1])})
+    proxy.fault = dies_after(files)
+    with pytest.raises(Exception, match="InternalError"):
+        deploy(repository, backwards)
+    proxy.fault = lambda *_: None
+    proxy.requests.clear()
+    deploy(repository, entry)
+    assert sent_bytes(proxy) == 50_000 * (len(FILES) - 3 - files)
+    assert sorted(open_store(repository).list_files("resnet")) == PLACED
 
 
 def test_what_was_sent_goes_when_the_change_is_not_wanted_any_more(

@@ -510,11 +510,29 @@ class ModelPlace(ModelView):
         """Remove a version directory, or put it where the next change finds it."""
         key, sent = self.key(path), self.key(f"{_SENT}/{version}")
         if keep and self.store.exists(key):
-            there = self.store.list_files(sent) if self.store.exists(sent) else {}
-            if sum(self.store.list_files(key).values()) > sum(there.values()):
-                self.store.remove(sent)  # an earlier attempt's, which this one had begun with
-                self.store.move(key, sent)
+            self._keep_sent(key, sent)
         self.store.remove(key)
+
+    def _keep_sent(self, key: str, sent: str) -> None:
+        """Put the files at `key` with those of an earlier attempt, which may be other ones.
+
+        An attempt begins with copies of what the one before it has sent, several at once, and may
+        die before the last of them.
+        """
+        now = self.store.list_files(key)
+        before = self.store.list_files(sent) if self.store.exists(sent) else {}
+        if sum(now.values()) > sum(before.values()):
+            self._move_missing(sent, before, key, now)
+            self.store.remove(sent)
+            self.store.move(key, sent)
+        else:
+            self._move_missing(key, now, sent, before)
+
+    def _move_missing(
+        self, key: str, files: Mapping[str, int], to: str, there: Mapping[str, int]
+    ) -> None:
+        for path in sorted(files.keys() - there.keys()):
+            self.store.move(f"{key}/{path}", f"{to}/{path}")
 
     def _put_back_config(self, journal: Journal) -> None:
         if journal.config_guard is None or self.read(CONFIG_FILENAME) != journal.config_guard:
