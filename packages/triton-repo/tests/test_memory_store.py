@@ -35,17 +35,21 @@ class _Manager(BaseManager):
 
 
 @pytest.fixture(scope="module")
-def manager() -> Iterator[BaseManager]:
+def served() -> Iterator[tuple[Any, Any]]:
+    """The manager's address, and its objects.
+
+    One proxy for all tests: proxies of one object share a connection, which is closed when any
+    of them is collected, be it in the midst of another's call (`BaseProxy._decref`).
+    """
     with _Manager(("127.0.0.1", 0), _KEY) as running:
-        yield running
+        manager: Any = running
+        yield running.address, manager.objects()
 
 
 class TestMemoryStore(StoreContract):
     @pytest.fixture
-    def store(self, manager: BaseManager) -> Store:
-        served: Any = manager
-        self.address = manager.address
-        objects = served.objects()
+    def store(self, served: tuple[Any, Any]) -> Store:
+        self.address, objects = served
         for key, _, _ in objects.listed(""):
             objects.delete(key)
         return ObjectStore(MemoryBucket(objects))
