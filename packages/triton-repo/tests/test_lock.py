@@ -83,6 +83,14 @@ class Process:
         self.ask(what)
         return self.answer()
 
+    def stop(self) -> None:
+        """Ctrl-Z; returns when every thread stands still, what it was writing included."""
+        self.popen.send_signal(signal.SIGSTOP)
+        assert os.WIFSTOPPED(os.waitpid(self.popen.pid, os.WUNTRACED)[1])
+
+    def go_on(self) -> None:
+        self.popen.send_signal(signal.SIGCONT)
+
 
 @contextmanager
 def processes(store: LocalStore, *hosts: str) -> Iterator[list[Process]]:
@@ -179,12 +187,12 @@ def test_a_stopped_holder_keeps_its_lock(store: LocalStore) -> None:
     """Ctrl-Z is not death, however long it lasts; flock knows."""
     with processes(store, "") as [other]:
         assert other.do("lock") == "done"
-        other.popen.send_signal(signal.SIGSTOP)
+        other.stop()
         time.sleep(1.5 * PACE["_LEASE_S"])
         assert refused(store).holder == "neighbour"
         store.sweep("")
         assert refused(store).holder == "neighbour"
-        other.popen.send_signal(signal.SIGCONT)
+        other.go_on()
         assert other.do("unlock") == "done"
         with store.lock(KEY, "me"):
             pass
@@ -337,9 +345,9 @@ def test_a_host_that_stood_still_for_a_lease_has_lost_the_lock_and_is_told(
     with processes(store, "far") as [other]:
         assert other.do("lock") == "done"
         assert refused(store).holder == "far"
-        other.popen.send_signal(signal.SIGSTOP)
+        other.stop()
         with store.lock(KEY, "me"):
-            other.popen.send_signal(signal.SIGCONT)
+            other.go_on()
             answer = other.do("unlock")
             assert answer.startswith("refused: me took over the lock of resnet at ")
             assert file.exists()
