@@ -211,7 +211,9 @@ def _repair(arguments: argparse.Namespace) -> int:
     store = open_store(settings.required_repository())
     try:
         with translated():
-            servers = TritonServers.open(settings.endpoints, timeout_s=settings.request_timeout_s)
+            servers = TritonServers.open(
+                settings.endpoints, timeout_s=settings.request_timeout_s, access=settings.access
+            )
             views = deployed(store, arguments.names)
             deployer = Deployer(store, servers)
             deployer.sweep()  # first: Triton does not start on a prefix without objects

@@ -208,7 +208,7 @@ class Deployer:
 
     def _check(self, options: Options) -> None:
         self.store.check()
-        self.servers.check()
+        self.servers.states()  # not only there, but ready to take orders from this client
         if options.tries_apart and not self.servers.load_paths:
             raise SettingsError(
                 f"validate={options.validate} needs Triton's gRPC protocol, and "

@@ -5,6 +5,8 @@ from __future__ import annotations
 import click
 from mlflow.exceptions import MlflowException
 
+from triton_repo.text import without_secrets
+
 __all__ = ["DeploymentError"]
 
 
@@ -12,8 +14,9 @@ __all__ = ["DeploymentError"]
 class DeploymentError(MlflowException, click.ClickException):  # type: ignore[misc]
     """An MlflowException that MLflow's CLI prints as one line, `Error: …`, with exit status 1.
 
-    The CLI prints a traceback for every exception but click's own.
+    The CLI prints a traceback for every exception but click's own. Addresses in it have lost their
+    passwords and queries, whoever worded it.
     """
 
     def __init__(self, message: str, error_code: int) -> None:
-        super().__init__(" ".join(message.split()), error_code=error_code)
+        super().__init__(without_secrets(" ".join(message.split())), error_code=error_code)

@@ -3,6 +3,7 @@
 ```
 TritonServerError                                .endpoint .status .model
 ├ ServerUnavailableError (ConnectionError)
+├ ServerAccessError
 ├ ServerTimeoutError (TimeoutError)
 ├ ModelLoadError                                 .reason: Triton's own words
 ├ GoldenCheckError
@@ -25,6 +26,7 @@ __all__ = [
     "ModelNotReadyError",
     "ModelUnknownError",
     "RequestRefusedError",
+    "ServerAccessError",
     "ServerTimeoutError",
     "ServerUnavailableError",
     "SettingsError",
@@ -62,6 +64,10 @@ class TritonServerError(Exception):
 
 class ServerUnavailableError(TritonServerError, ConnectionError):
     """Nothing that speaks the expected protocol answers at the endpoint."""
+
+
+class ServerAccessError(TritonServerError):
+    """The server does not let this client in, or is not one that this client trusts."""
 
 
 class ServerTimeoutError(TritonServerError, TimeoutError):

@@ -7,7 +7,6 @@ the same live directory, and write `registered_model_meta` into it.
 from __future__ import annotations
 
 import logging
-import re
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -27,13 +26,14 @@ from mlflow.store.artifact.utils.models import get_model_name_and_version
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
 
-from mlflow_triton_plugin.errors import DownloadError
+from mlflow_triton_plugin.errors import DownloadError, SettingsError
 from triton_repo.artifact import MLMODEL_FILENAME, ModelArtifact
 from triton_repo.config import CONFIG_FILENAME
 from triton_repo.entry import RemoteFile
 from triton_repo.errors import ArtifactError, MissingModelFileError, TritonRepoError
 from triton_repo.flavors import choose_flavor
 from triton_repo.record import Source
+from triton_repo.text import one_line, without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -131,7 +131,20 @@ def resolve(model_uri: str) -> ResolvedModel:
 
     Raises:
         MlflowException: MLflow knows no such model, or cannot be asked.
+        DownloadError: the same, where MLflow has no words for it.
+        SettingsError: the URI has a secret in it, which would be recorded.
     """
+    if without_secrets(model_uri) != model_uri:
+        raise SettingsError(
+            f"{without_secrets(model_uri)} was given with a password or a signature, and what is "
+            "deployed is recorded; leave it out and give MLflow its credentials in the environment",
+            setting="model_uri",
+        )
+    with _downloading(model_uri):
+        return _resolve(model_uri)
+
+
+def _resolve(model_uri: str) -> ResolvedModel:
     scheme = urlsplit(model_uri).scheme
     if scheme == "models":
         return _resolve_models_uri(model_uri)
@@ -163,7 +176,7 @@ def _resolve_models_uri(model_uri: str) -> ResolvedModel:
         alias=base_uri.rpartition("@")[2] if "@" in base_uri else "",
         run_id=registered.run_id or "",
         # Without a model id the registry's own source tells two models apart.
-        model_id=model_id or registered.source or "",
+        model_id=model_id or without_secrets(registered.source or ""),
     )
     beside = _beside(client, client.get_logged_model(model_id)) if model_id else ""
     location = client.get_model_version_download_uri(name, version)
@@ -257,10 +270,6 @@ def fetched(
         yield FetchedModel(artifact, origins)
 
 
-#: Signed addresses let in whoever reads them.
-_QUERY = re.compile(r"(\w+://[^\s?'\"]+)\?[^\s'\"]+")
-
-
 @contextmanager
 def _downloading(location: str) -> Iterator[None]:
     """Say of what fails in MLflow's artifact stores where it was, and nothing secret.
@@ -269,14 +278,14 @@ def _downloading(location: str) -> Iterator[None]:
     """
     try:
         yield
-    except TritonRepoError:
+    except (TritonRepoError, DownloadError):
         raise
     except MlflowException as exc:
-        said = _QUERY.sub(r"\1", str(exc.message))
+        said = without_secrets(str(exc.message))
         raise MlflowException(said, codes.ErrorCode.Value(exc.error_code)) from exc
     except Exception as exc:
-        said = _QUERY.sub(r"\1", str(exc)) or type(exc).__name__
-        raise DownloadError(f"{location} could not be read: {said}") from exc
+        said = without_secrets(one_line(exc))
+        raise DownloadError(f"{without_secrets(location)} could not be read: {said}") from exc
 
 
 def _download_small(

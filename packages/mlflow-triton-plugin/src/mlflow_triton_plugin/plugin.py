@@ -49,7 +49,9 @@ class TritonDeploymentClient(deployments_base.BaseDeploymentClient):
         with translated():
             self._settings = Settings.read(target_uri)
             self._servers = TritonServers.open(
-                self._settings.endpoints, timeout_s=self._settings.request_timeout_s
+                self._settings.endpoints,
+                timeout_s=self._settings.request_timeout_s,
+                access=self._settings.access,
             )
         self._predictor = Predictor(self._servers)
 

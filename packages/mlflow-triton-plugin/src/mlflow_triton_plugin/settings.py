@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mlflow_triton_plugin.errors import SettingsError
+from mlflow_triton_plugin.security import OPEN, Access
 from triton_repo.change import Together
+from triton_repo.text import has_password
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -61,6 +63,21 @@ VARIABLES = {
         "on; for as://, AZURE_STORAGE_CONNECTION_STRING, AZURE_STORAGE_KEY and Azure's default "
         "credential"
     ),
+    "TRITON_TLS_CA": (
+        "file with the authorities to trust for grpcs:// and https://, PEM; by default those that "
+        "everybody trusts"
+    ),
+    "TRITON_TLS_CERT": "file with the client's certificate for mutual TLS, PEM, the leaf first",
+    "TRITON_TLS_KEY": "file with the key of that certificate, PEM, not encrypted",
+    "TRITON_HEADERS": (
+        "headers of every request, name=value,name=value (percent-encoded where a value has a "
+        "comma), such as the key of --grpc-restricted-protocol: triton-grpc-protocol-admin-key=KEY"
+    ),
+    "TRITON_HEADERS_FILE": "file with more of them, one `Name: value` a line; read anew for each",
+    "TRITON_TOKEN_FILE": (
+        "file with a bearer token for a gateway before Triton; read again for each request, so "
+        "that it may rotate"
+    ),
     "MLFLOW_S3_ENDPOINT_URL": "the S3 that MLflow keeps artifacts in, where it is not Amazon's",
     "MLFLOW_ARTIFACTS_DESTINATION": (
         "where the tracking server keeps the artifacts that it serves (mlflow server "
@@ -88,6 +105,12 @@ class Endpoint:
         Raises:
             SettingsError: it is not an address.
         """
+        if not {"@", "?", "#"}.isdisjoint(text):  # not repeated: it may be a password
+            raise SettingsError(
+                f"{setting} has more than a host and a port in it; credentials go into "
+                "TRITON_HEADERS_FILE or TRITON_TOKEN_FILE",
+                setting=setting,
+            )
         scheme, separator, rest = text.strip().rpartition("://")
         scheme = scheme if separator else "grpc"
         match = _ADDRESS.fullmatch(rest)
@@ -118,6 +141,7 @@ class Settings:
             or an empty string: MLFLOW_ARTIFACTS_DESTINATION.
         s3_endpoint: of the S3 that MLflow keeps artifacts in, or an empty string for the default:
             MLFLOW_S3_ENDPOINT_URL.
+        access: certificates, headers and a token for all of the servers.
     """
 
     endpoints: tuple[Endpoint, ...]
@@ -125,6 +149,7 @@ class Settings:
     request_timeout_s: float
     artifacts_destination: str = ""
     s3_endpoint: str = ""
+    access: Access = OPEN
 
     @classmethod
     def read(cls, target_uri: str, environment: Mapping[str, str] | None = None) -> Settings:
@@ -142,10 +167,15 @@ class Settings:
         if not addresses:
             addresses, setting = env.get("TRITON_URL") or DEFAULT_URL, "TRITON_URL"
         timeout = env.get("TRITON_REQUEST_TIMEOUT") or "60"
+        endpoints = tuple(
+            Endpoint.parse(each, setting=setting) for each in addresses.rstrip("/").split(",")
+        )
+        access = Access.read(env)
+        if access.tls is not None:
+            _refuse_plain(endpoints, setting)
         return cls(
-            endpoints=tuple(
-                Endpoint.parse(each, setting=setting) for each in addresses.rstrip("/").split(",")
-            ),
+            endpoints=endpoints,
+            access=access,
             model_repository=env.get("TRITON_MODEL_REPO", ""),
             request_timeout_s=_seconds(timeout, "TRITON_REQUEST_TIMEOUT"),
             artifacts_destination=env.get("MLFLOW_ARTIFACTS_DESTINATION", ""),
@@ -156,7 +186,7 @@ class Settings:
         """The model repository's address.
 
         Raises:
-            SettingsError: TRITON_MODEL_REPO is not set.
+            SettingsError: TRITON_MODEL_REPO is not set, or holds a password.
         """
         if not self.model_repository:
             raise SettingsError(
@@ -164,7 +194,25 @@ class Settings:
                 "(--model-repository)",
                 setting="TRITON_MODEL_REPO",
             )
+        if has_password(self.model_repository):
+            raise SettingsError(
+                "TRITON_MODEL_REPO has a password in it; leave it out, credentials go where "
+                "TRITON_CLOUD_CREDENTIAL_PATH says",
+                setting="TRITON_MODEL_REPO",
+            )
         return self.model_repository
+
+
+def _refuse_plain(endpoints: tuple[Endpoint, ...], setting: str) -> None:
+    """Nobody who names certificates means to go without TLS."""
+    for endpoint in endpoints:
+        if not endpoint.scheme.endswith("s"):
+            raise SettingsError(
+                f"{setting} is {endpoint}, which is not encrypted, and TRITON_TLS_CA or "
+                f"TRITON_TLS_CERT is set; use {endpoint.scheme}s://{endpoint.address}, or unset "
+                "them",
+                setting=setting,
+            )
 
 
 # -- options ----------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from mlflow_triton_plugin.local.errors import LocalTritonError
 from mlflow_triton_plugin.predict import InvalidInputError
 from triton_repo import errors as repo
 from triton_repo.record import RecordError
+from triton_repo.text import without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,6 +41,7 @@ ERROR_CODES: tuple[tuple[type[Exception], int], ...] = (
     (InvalidInputError, codes.INVALID_PARAMETER_VALUE),
     (ours.DownloadError, codes.TEMPORARILY_UNAVAILABLE),
     (ours.ServerUnavailableError, codes.TEMPORARILY_UNAVAILABLE),
+    (ours.ServerAccessError, codes.PERMISSION_DENIED),
     (ours.ServerTimeoutError, codes.DEADLINE_EXCEEDED),
     (ours.ModelNotReadyError, codes.DEADLINE_EXCEEDED),
     (ours.ModelUnknownError, codes.RESOURCE_DOES_NOT_EXIST),
@@ -61,9 +63,21 @@ def translated() -> Iterator[None]:
     except DeploymentError:
         raise
     except MlflowException as exc:
-        raise DeploymentError(str(exc.message), codes.ErrorCode.Value(exc.error_code)) from exc
+        raise DeploymentError(
+            str(exc.message), codes.ErrorCode.Value(exc.error_code)
+        ) from _tellable(exc)
     except Exception as exc:
         for kind, code in ERROR_CODES:
             if isinstance(exc, kind):
-                raise DeploymentError(str(exc), code) from exc
+                raise DeploymentError(str(exc), code) from _tellable(exc)
         raise
+
+
+def _tellable(exc: BaseException) -> BaseException | None:
+    """The cause, unless a traceback of it would tell a password or a signed address."""
+    each: BaseException | None = exc
+    while each is not None:
+        if without_secrets(str(each)) != str(each):
+            return None
+        each = each.__cause__ or (None if each.__suppress_context__ else each.__context__)
+    return exc

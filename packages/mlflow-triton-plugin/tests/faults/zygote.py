@@ -35,6 +35,7 @@ import mlflow_triton_plugin.server._grpc  # noqa: F401
 import triton_repo.flavors
 import triton_repo.store._s3  # noqa: F401
 from mlflow_triton_plugin import plugin
+from mlflow_triton_plugin.security import OPEN
 from triton_repo.errors import StoreAccessError, StoreUnavailableError
 from triton_repo.store import open_store
 from triton_repo.store._objects import ObjectStore
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
     from botocore.awsrequest import AWSPreparedRequest
 
+    from mlflow_triton_plugin.security import Access
     from mlflow_triton_plugin.server import TritonServer
     from mlflow_triton_plugin.settings import Endpoint
     from triton_repo.store._s3 import S3Bucket
@@ -161,8 +163,8 @@ def _watch_servers(points: Points) -> None:
 
         return change
 
-    def open_server(endpoint: Endpoint, *, timeout_s: float) -> TritonServer:
-        server = real(endpoint, timeout_s=timeout_s)
+    def open_server(endpoint: Endpoint, *, timeout_s: float, access: Access = OPEN) -> TritonServer:
+        server = real(endpoint, timeout_s=timeout_s, access=access)
         for what in _SERVER_CALLS:
             setattr(server, what, watched(server, what))
         return server

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-__all__ = ["human_size", "one_line"]
+import re
+
+__all__ = ["has_password", "human_size", "one_line", "without_secrets"]
+
+#: `user:password@` of an address; a port may also stand before an @, further on.
+_PASSWORD = re.compile(r"(?<=://)[^\s/'\"@:]*:(?!//|\d+/)[^\s'\"]*@|(?<=://)[^\s/'\"]*:[^\s/'\"]*@")
+#: Signed addresses let in whoever reads them.
+_QUERY = re.compile(r"(\w+://[^\s?'\"]+)\?[^\s'\"]+")
 
 
 def one_line(exc: BaseException) -> str:
     """An error as one line, never an empty one."""
     return " ".join(str(exc).split()) or type(exc).__name__
+
+
+def has_password(uri: str) -> bool:
+    """Whether an address has `user:password@` in it."""
+    return bool(_PASSWORD.search(uri))
+
+
+def without_secrets(text: str) -> str:
+    """The text, its addresses without passwords and without queries, which may be signatures."""
+    return _QUERY.sub(r"\1", _PASSWORD.sub("***@", text))
 
 
 def human_size(size_bytes: int) -> str:

@@ -15,6 +15,7 @@ from mlflow_triton_plugin.errors import (
     ServerUnavailableError,
     TritonServerError,
 )
+from mlflow_triton_plugin.security import OPEN, Access
 from mlflow_triton_plugin.server._deadline import Deadline
 
 if TYPE_CHECKING:
@@ -63,8 +64,8 @@ class InferResult:
 class TritonServer(Protocol):
     """One Triton server. Every call has a deadline.
 
-    Raises, all of them: `ServerUnavailableError`, `ServerTimeoutError`, and `TritonServerError`
-    where Triton says something unexpected.
+    Raises, all of them: `ServerUnavailableError`, `ServerTimeoutError`, `ServerAccessError`, and
+    `TritonServerError` where Triton says something unexpected.
     """
 
     @property
@@ -124,7 +125,7 @@ class TritonServer(Protocol):
         """Let the connection go."""
 
 
-def open_server(endpoint: Endpoint, *, timeout_s: float) -> TritonServer:
+def open_server(endpoint: Endpoint, *, timeout_s: float, access: Access = OPEN) -> TritonServer:
     """Make a client for one endpoint; nothing is sent yet.
 
     Raises:
@@ -133,10 +134,10 @@ def open_server(endpoint: Endpoint, *, timeout_s: float) -> TritonServer:
     if endpoint.scheme in ("http", "https"):
         from mlflow_triton_plugin.server._http import HttpServer  # noqa: PLC0415 - an extra
 
-        return HttpServer(endpoint, timeout_s)
+        return HttpServer(endpoint, timeout_s, access)
     from mlflow_triton_plugin.server._grpc import GrpcServer  # noqa: PLC0415 - loads grpc
 
-    return GrpcServer(endpoint, timeout_s)
+    return GrpcServer(endpoint, timeout_s, access)
 
 
 class TritonServers:
@@ -146,13 +147,17 @@ class TritonServers:
         self._servers = list(servers)
 
     @classmethod
-    def open(cls, endpoints: Iterable[Endpoint], *, timeout_s: float) -> TritonServers:
+    def open(
+        cls, endpoints: Iterable[Endpoint], *, timeout_s: float, access: Access = OPEN
+    ) -> TritonServers:
         """Make clients for these endpoints; nothing is sent yet.
 
         Raises:
             SettingsError: one is an HTTP one, and its client is not installed.
         """
-        return cls(open_server(endpoint, timeout_s=timeout_s) for endpoint in endpoints)
+        return cls(
+            open_server(endpoint, timeout_s=timeout_s, access=access) for endpoint in endpoints
+        )
 
     def reachable(self) -> TritonServers:
         """Those that are there, perhaps none.

@@ -18,6 +18,7 @@ from tritonclient.grpc import (  # noqa: TID251 - this is the door
 )
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
+from mlflow_triton_plugin.errors import ServerAccessError
 from mlflow_triton_plugin.predict import ModelSchema
 from mlflow_triton_plugin.server import InferResult, ModelState
 from mlflow_triton_plugin.server._translate import named, raise_translated
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from mlflow_triton_plugin.security import Access
     from mlflow_triton_plugin.settings import Endpoint
 
 __all__ = ["GrpcServer"]
@@ -44,14 +46,11 @@ _OPTIONS = (
 class GrpcServer:
     """See `TritonServer`."""
 
-    def __init__(self, endpoint: Endpoint, timeout_s: float) -> None:
+    def __init__(self, endpoint: Endpoint, timeout_s: float, access: Access) -> None:
         self._endpoint = str(endpoint)
         self._timeout_s = timeout_s
-        if endpoint.scheme == "grpcs":
-            credentials = grpc.ssl_channel_credentials()
-            self._channel = grpc.secure_channel(endpoint.address, credentials, _OPTIONS)
-        else:
-            self._channel = grpc.insecure_channel(endpoint.address, _OPTIONS)
+        self._access = access
+        self._channel = _channel(endpoint, access)
         self._triton = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     @property
@@ -64,25 +63,25 @@ class GrpcServer:
 
     def check(self) -> None:
         with self._translated("check"):
-            self._triton.ServerLive(service_pb2.ServerLiveRequest(), timeout=self._timeout_s)
+            self._send(self._triton.ServerLive, service_pb2.ServerLiveRequest())
 
     def load(self, model: str, config: str | None, timeout_s: float) -> None:
         request = service_pb2.RepositoryModelLoadRequest(model_name=model)
         if config is not None:
             request.parameters["config"].string_param = config
         with self._translated("load", model, timeout_s):
-            self._triton.RepositoryModelLoad(request, timeout=timeout_s)
+            self._send(self._triton.RepositoryModelLoad, request, timeout_s)
 
     def unload(self, model: str, timeout_s: float | None = None) -> None:
         request = service_pb2.RepositoryModelUnloadRequest(model_name=model)
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         with self._translated("unload", model, timeout_s):
-            self._triton.RepositoryModelUnload(request, timeout=timeout_s)
+            self._send(self._triton.RepositoryModelUnload, request, timeout_s)
 
     def index(self) -> list[ModelState]:
         request = service_pb2.RepositoryIndexRequest()
         with self._translated("the repository index"):
-            index = self._triton.RepositoryIndex(request, timeout=self._timeout_s)
+            index = self._send(self._triton.RepositoryIndex, request)
         return [
             ModelState(each.name, each.version, each.state, each.reason) for each in index.models
         ]
@@ -90,20 +89,30 @@ class GrpcServer:
     def schema(self, model: str, version: str = "") -> ModelSchema:
         asked = {"name": model, "version": version}
         with self._translated("the metadata of", named(model, version)):
-            metadata = self._triton.ModelMetadata(
-                service_pb2.ModelMetadataRequest(**asked), timeout=self._timeout_s
+            metadata = self._send(
+                self._triton.ModelMetadata, service_pb2.ModelMetadataRequest(**asked)
             )
-            config = self._triton.ModelConfig(
-                service_pb2.ModelConfigRequest(**asked), timeout=self._timeout_s
-            ).config
-        optional = {tensor.name for tensor in config.input if tensor.optional}
+        optional, max_batch_size = self._configured(model, version, metadata)
         return ModelSchema(
             name=model,
             version=version,
             inputs=tuple(_spec(tensor, tensor.name in optional) for tensor in metadata.inputs),
             outputs=tuple(_spec(tensor, optional=False) for tensor in metadata.outputs),
-            max_batch_size=config.max_batch_size,
+            max_batch_size=max_batch_size,
         )
+
+    def _configured(self, model: str, version: str, metadata: Any) -> tuple[set[str], int]:
+        """Which inputs are optional, and the largest batch, 0 where there is none.
+
+        Who may ask for predictions only is told neither: then it is for Triton to check both.
+        """
+        request = service_pb2.ModelConfigRequest(name=model, version=version)
+        try:
+            with self._translated("the configuration of", named(model, version)):
+                config = self._send(self._triton.ModelConfig, request).config
+        except ServerAccessError:
+            return {tensor.name for tensor in metadata.inputs}, 0
+        return {tensor.name for tensor in config.input if tensor.optional}, config.max_batch_size
 
     def infer(
         self,
@@ -119,7 +128,7 @@ class GrpcServer:
             request.inputs.add(name=name, datatype=datatype, shape=array.shape)
             request.raw_input_contents.append(_to_bytes(array, datatype))
         try:
-            response = self._triton.ModelInfer(request, timeout=self._timeout_s)
+            response = self._send(self._triton.ModelInfer, request)
         except grpc.RpcError as exc:
             self._raise(exc, "infer", named(model, version), self._timeout_s)
         contents = zip(response.outputs, response.raw_output_contents, strict=True)
@@ -131,6 +140,10 @@ class GrpcServer:
 
     def close(self) -> None:
         self._channel.close()
+
+    def _send(self, call: Any, request: Any, timeout_s: float | None = None) -> Any:
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        return call(request, timeout=timeout_s, metadata=self._access.headers())
 
     @contextmanager
     def _translated(
@@ -144,6 +157,7 @@ class GrpcServer:
     def _raise(self, exc: grpc.RpcError, what: str, model: str, timeout_s: float) -> NoReturn:
         raise_translated(
             exc,
+            access=self._access,
             endpoint=self._endpoint,
             status=exc.code().name,
             reason=exc.details() or "",
@@ -151,6 +165,16 @@ class GrpcServer:
             model=model,
             timeout_s=timeout_s,
         )
+
+
+def _channel(endpoint: Endpoint, access: Access) -> grpc.Channel:
+    if endpoint.scheme != "grpcs":
+        return grpc.insecure_channel(endpoint.address, _OPTIONS)
+    tls = access.tls
+    credentials = grpc.ssl_channel_credentials(
+        *((tls.ca, tls.key, tls.certificate) if tls is not None else ())
+    )
+    return grpc.secure_channel(endpoint.address, credentials, _OPTIONS)
 
 
 def _to_bytes(array: NDArray[Any], datatype: str) -> bytes:

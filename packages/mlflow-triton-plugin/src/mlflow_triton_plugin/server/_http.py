@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 
 from tritonclient.utils import InferenceServerException
 
-from mlflow_triton_plugin.errors import ServerUnavailableError, SettingsError
+from mlflow_triton_plugin.errors import (
+    ServerAccessError,
+    ServerUnavailableError,
+    SettingsError,
+)
 from mlflow_triton_plugin.predict import ModelSchema
+from mlflow_triton_plugin.security import Tls
 from mlflow_triton_plugin.server import InferResult, ModelState
 from mlflow_triton_plugin.server._tensors import as_sent
 from mlflow_triton_plugin.server._translate import named, raise_translated
 from triton_repo.tensors import TensorSpec
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
+    from mlflow_triton_plugin.security import Access
     from mlflow_triton_plugin.settings import Endpoint
 
 __all__ = ["HttpServer"]
@@ -35,15 +43,17 @@ except (ImportError, RuntimeError) as exc:  # RuntimeError is what tritonclient 
 
 #: HTTP statuses, in the words of gRPC.
 _STATUSES = {"400": "INVALID_ARGUMENT", "404": "NOT_FOUND", "499": "DEADLINE_EXCEEDED"}
+_STATUSES |= {"401": "UNAUTHENTICATED", "403": "PERMISSION_DENIED"}
 _STATUSES |= {"502": "UNAVAILABLE", "503": "UNAVAILABLE", "504": "DEADLINE_EXCEEDED"}
 
 
 class HttpServer:
     """See `TritonServer`."""
 
-    def __init__(self, endpoint: Endpoint, timeout_s: float) -> None:
+    def __init__(self, endpoint: Endpoint, timeout_s: float, access: Access) -> None:
         self._endpoint = str(endpoint)
         self._timeout_s = timeout_s
+        self._access = access
         self._address = endpoint.address
         self._ssl = endpoint.scheme == "https"
         self._client = self._connect(timeout_s)
@@ -53,6 +63,7 @@ class HttpServer:
         return triton_http.InferenceServerClient(
             self._address,
             ssl=self._ssl,
+            ssl_context_factory=partial(_ssl_context, self._access) if self._ssl else None,
             connection_timeout=min(timeout_s, self._timeout_s),
             network_timeout=timeout_s,
         )
@@ -67,23 +78,23 @@ class HttpServer:
 
     def check(self) -> None:
         with self._translated("check"):
-            self._client.get_server_metadata()
+            self._client.get_server_metadata(headers=self._headers())
 
     def load(self, model: str, config: str | None, timeout_s: float) -> None:
         client = self._connect(timeout_s)
         try:
             with self._translated("load", model, timeout_s):
-                client.load_model(model, config=config)
+                client.load_model(model, headers=self._headers(), config=config)
         finally:
             client.close()
 
     def unload(self, model: str, timeout_s: float | None = None) -> None:  # noqa: ARG002 - its own
         with self._translated("unload", model):
-            self._client.unload_model(model)
+            self._client.unload_model(model, headers=self._headers())
 
     def index(self) -> list[ModelState]:
         with self._translated("the repository index"):
-            index = self._client.get_model_repository_index()
+            index = self._client.get_model_repository_index(headers=self._headers())
         return [
             ModelState(
                 each["name"],
@@ -96,16 +107,27 @@ class HttpServer:
 
     def schema(self, model: str, version: str = "") -> ModelSchema:
         with self._translated("the metadata of", named(model, version)):
-            metadata = self._client.get_model_metadata(model, version)
-            config = self._client.get_model_config(model, version)
-        optional = {each["name"] for each in config.get("input", ()) if each.get("optional")}
+            metadata = self._client.get_model_metadata(model, version, headers=self._headers())
+        optional, max_batch_size = self._configured(model, version, metadata)
         return ModelSchema(
             name=model,
             version=version,
             inputs=tuple(_spec(each, each["name"] in optional) for each in metadata["inputs"]),
             outputs=tuple(_spec(each, optional=False) for each in metadata["outputs"]),
-            max_batch_size=config.get("max_batch_size", 0),
+            max_batch_size=max_batch_size,
         )
+
+    def _configured(
+        self, model: str, version: str, metadata: Mapping[str, Any]
+    ) -> tuple[set[str], int]:
+        """See `GrpcServer`."""
+        try:
+            with self._translated("the configuration of", named(model, version)):
+                config = self._client.get_model_config(model, version, headers=self._headers())
+        except ServerAccessError:
+            return {each["name"] for each in metadata["inputs"]}, 0
+        optional = {each["name"] for each in config.get("input", ()) if each.get("optional")}
+        return optional, config.get("max_batch_size", 0)
 
     def infer(
         self,
@@ -122,13 +144,18 @@ class HttpServer:
             tensor.set_data_from_numpy(as_sent(array, datatype), binary_data=True)
             inputs.append(tensor)
         with self._translated("infer", named(model, version)):
-            result = self._client.infer(model, inputs, model_version=version)
+            result = self._client.infer(
+                model, inputs, model_version=version, headers=self._headers()
+            )
         response = result.get_response()
         outputs = {each["name"]: result.as_numpy(each["name"]) for each in response["outputs"]}
         return InferResult(response["model_version"], outputs)
 
     def close(self) -> None:
         self._client.close()
+
+    def _headers(self) -> dict[str, str]:
+        return dict(self._access.headers())
 
     @contextmanager
     def _translated(
@@ -140,6 +167,7 @@ class HttpServer:
             status, reason = _said(exc)
             raise_translated(
                 exc,
+                access=self._access,
                 endpoint=self._endpoint,
                 status=status,
                 reason=reason,
@@ -154,6 +182,12 @@ class HttpServer:
                 endpoint=self._endpoint,
                 model=model,
             ) from exc
+
+
+def _ssl_context(access: Access) -> ssl.SSLContext:
+    from gevent.ssl import SSLContext  # noqa: PLC0415 - the client's sockets are gevent's
+
+    return (access.tls or Tls()).context(SSLContext)
 
 
 def _said(exc: InferenceServerException | OSError) -> tuple[str, str]:

@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import re
-import socket
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from mlflow_triton_plugin.errors import (
     ModelLoadError,
     ModelUnknownError,
     RequestRefusedError,
+    ServerAccessError,
     ServerTimeoutError,
     ServerUnavailableError,
     TritonServerError,
 )
+from mlflow_triton_plugin.server._refusals import (
+    restricted,
+    speaks_http,
+    tls_problem,
+    unauthorized,
+)
+
+if TYPE_CHECKING:
+    from mlflow_triton_plugin.security import Access
 
 __all__ = ["named", "raise_translated"]
 
 _UNKNOWN = re.compile(
     r"unknown model|is not found|not ready|not at ready state|has no available versions"
 )
-_PROBE_TIMEOUT_S = 2.0
 
 
 def raise_translated(
     exc: Exception,
     *,
+    access: Access,
     endpoint: str,
     status: str,
     reason: str,
@@ -37,6 +46,7 @@ def raise_translated(
 
     Args:
         exc: what the client library raised.
+        access: what the request carried.
         endpoint: the server, with its scheme.
         status: `UNAVAILABLE`, `NOT_FOUND`, … whatever the protocol.
         reason: the server's words.
@@ -44,13 +54,26 @@ def raise_translated(
         model: the model it was about, or one of its versions: `resnet/6`.
         timeout_s: the deadline it had.
     """
-    reason = " ".join(reason.split())
+    cause: Exception | None = exc
+    if access.without_secrets(str(exc)) != str(exc):
+        cause = None  # a gateway repeated what it was sent: so would a traceback
+    reason = access.without_secrets(" ".join(reason.split()))
     unknown = bool(model) and (status == "NOT_FOUND" or bool(_UNKNOWN.search(reason)))
+    refusal = restricted(reason, access) or unauthorized(status, reason)
     # Triton says UNAVAILABLE of itself, of a protocol it restricts and of a version it has not
-    if status == "UNAVAILABLE" and not unknown and "protocol is restricted" not in reason:
+    if status == "UNAVAILABLE" and not unknown and refusal is None:
+        refusal = tls_problem(endpoint, access)
+    if refusal is not None:
+        raise ServerAccessError(
+            f"{endpoint} and this client do not get together: {refusal}",
+            endpoint=endpoint,
+            status=status,
+            model=model,
+        ) from cause
+    if status == "UNAVAILABLE" and not unknown:
         raise ServerUnavailableError(
             _unavailable(endpoint, reason), endpoint=endpoint, status=status, model=model
-        ) from exc
+        ) from cause
     if status == "DEADLINE_EXCEEDED":
         about = f"{what} {model}".strip()
         raise ServerTimeoutError(
@@ -59,7 +82,7 @@ def raise_translated(
             endpoint=endpoint,
             status=status,
             model=model,
-        ) from exc
+        ) from cause
     if what == "load":
         raise ModelLoadError(
             f"{endpoint} cannot load {model}: {_explained(reason, model)}",
@@ -67,7 +90,7 @@ def raise_translated(
             status=status,
             model=model,
             reason=reason,
-        ) from exc
+        ) from cause
     if unknown:
         raise ModelUnknownError(
             f"{endpoint} serves no {model}: {reason}; "
@@ -75,7 +98,7 @@ def raise_translated(
             endpoint=endpoint,
             status=status,
             model=model,
-        ) from exc
+        ) from cause
     if what == "infer":
         raise RequestRefusedError(
             f"{model} refused the request: {reason}",
@@ -83,10 +106,10 @@ def raise_translated(
             status=status,
             model=model,
             reason=reason,
-        ) from exc
+        ) from cause
     raise TritonServerError(
         f"{endpoint}: {what} failed: {reason}", endpoint=endpoint, status=status, model=model
-    ) from exc
+    ) from cause
 
 
 def named(model: str, version: str) -> str:
@@ -107,7 +130,7 @@ def _explained(reason: str, model: str) -> str:
 
 def _unavailable(endpoint: str, reason: str) -> str:
     scheme, _, address = endpoint.partition("://")
-    if scheme.startswith("grpc") and _speaks_http(address):
+    if scheme.startswith("grpc") and speaks_http(address):
         return (
             f"{endpoint} answers HTTP, not gRPC: use http://{address} "
             "or Triton's gRPC port (8001 by default) in TRITON_URL"
@@ -116,15 +139,3 @@ def _unavailable(endpoint: str, reason: str) -> str:
         f"no Triton server answers at {endpoint} ({reason}); start it, or set TRITON_URL to its "
         f"{'gRPC' if scheme.startswith('grpc') else 'HTTP'} address"
     )
-
-
-def _speaks_http(address: str) -> bool:
-    """Whether something at `host:port` answers a plain HTTP request."""
-    host, _, port = address.partition("/")[0].rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), _PROBE_TIMEOUT_S) as probe:
-            probe.settimeout(_PROBE_TIMEOUT_S)
-            probe.sendall(b"GET /v2/health/live HTTP/1.0\r\n\r\n")
-            return probe.recv(5) == b"HTTP/"
-    except (OSError, ValueError):
-        return False
