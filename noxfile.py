@@ -28,9 +28,9 @@ MLFLOWS = {"newest": ["mlflow>=3,<4"], "oldest": ["mlflow==2.22.*", "sqlalchemy<
 def install(session: nox.Session, *groups: str, mlflow: str = "newest") -> None:
     """Install the three packages, editable, and the named dependency groups."""
     editable = [argument for path in PATHS for argument in ("-e", f"{path}")]
-    http = ["-e", "packages/mlflow-triton-plugin[http]"]
+    extras = ["-e", "packages/mlflow-triton-plugin[http,testing]"]
     dependencies = nox.project.dependency_groups(GROUPS, *groups) if groups else []
-    session.install(*editable, *http, *dependencies, *MLFLOWS[mlflow])
+    session.install(*editable, *extras, *dependencies, *MLFLOWS[mlflow])
 
 
 def environment(session: nox.Session) -> dict[str, str]:
@@ -53,7 +53,12 @@ def lint(session: nox.Session) -> None:
 def typecheck(session: nox.Session) -> None:
     """Type-check, strictly: sources, tests and tools."""
     install(session, "test", "types")
-    for path in (*PATHS, "examples", "noxfile.py"):  # each has a conftest.py of the same name
+    for path in (
+        *PATHS,
+        "examples",
+        "integration",
+        "noxfile.py",
+    ):
         session.run("mypy", path)
 
 
@@ -132,14 +137,20 @@ ALONE: dict[str, list[tuple[str, ...]]] = {
 }
 
 
+def build_wheels(session: nox.Session) -> Path:
+    """Every package's wheel, in a folder of the session's own."""
+    dist = Path(session.create_tmp(), "dist")
+    shutil.rmtree(dist, ignore_errors=True)
+    for path in PATHS:
+        session.run("uv", "build", "--quiet", "--wheel", "--out-dir", str(dist), path)
+    return dist
+
+
 @nox.session
 def wheels(session: nox.Session) -> None:
     """Build each package's wheel and install it alone into an empty environment."""
     session.install("uv")
-    dist = Path(session.create_tmp(), "dist")
-    shutil.rmtree(dist, ignore_errors=True)
-    for path in PATHS:
-        session.run("uv", "build", "--quiet", "--out-dir", str(dist), path)
+    dist = build_wheels(session)
     # uv knows a wheel it once found by its version, and takes the one of the last time
     anew = [f"--refresh-package={package}" for package in PACKAGES]
     for package, commands in ALONE.items():
@@ -152,6 +163,32 @@ def wheels(session: nox.Session) -> None:
             path = str(alone / "bin" / program)
             session.run(path, *arguments, env=environment(session), external=True, silent=True)
         session.log(f"{package}: {wheel.name} works alone")
+
+
+@nox.session
+def integration(session: nox.Session) -> None:
+    """Triton, MLflow and S3 in containers, from the wheels, secured, and broken on purpose."""
+    install(session, "test", "integration")
+    dist = build_wheels(session)
+    user = Path(session.create_tmp(), "user")
+    session.run("uv", "venv", "--quiet", "--clear", "--python", "python", str(user))
+    into = ("--quiet", "--python", str(user / "bin" / "python"))
+    plugin = next(dist.glob("mlflow_triton_plugin-*"))
+    wheels = [str(wheel) for wheel in dist.glob("*.whl") if wheel != plugin]
+    others = (*nox.project.dependency_groups(GROUPS, "examples"), *MLFLOWS["newest"])
+    session.run("uv", "pip", "install", *into, f"{plugin}[http]", *wheels, *others)
+    variables = {
+        "INTEGRATION_PYTHON": str(user / "bin" / "python"),
+        "TESTCONTAINERS_RYUK_DISABLED": "true",  # leftovers are seen to by integration/leftovers.py
+    }
+    session.run(
+        "pytest",
+        *(session.posargs or ["integration"]),
+        env=environment(session) | variables,
+        # containers take their time to go; nox would kill pytest while it removes them
+        interrupt_timeout=120,
+        terminate_timeout=120,
+    )
 
 
 @nox.session

@@ -22,14 +22,16 @@ from mlflow_triton_plugin.errors import SettingsError
 from mlflow_triton_plugin.local import LocalTriton
 from mlflow_triton_plugin.security import Access
 from mlflow_triton_plugin.settings import Settings
+from mlflow_triton_plugin.testing.pki import CertificateAuthority
 
 from .models import log_scale
-from .pki import Authority, Pair, TlsFront
+from .tls_front import TlsFront
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from mlflow_triton_plugin.plugin import TritonDeploymentClient
+    from mlflow_triton_plugin.testing.pki import KeyPair
 
 ADMIN, READER = "admin-secret-71c1", "reader-secret-0b9f"
 ADMIN_HEADER = "triton-grpc-protocol-admin-key"
@@ -38,22 +40,22 @@ VARIABLES = ("TRITON_TLS_CA", "TRITON_TLS_CERT", "TRITON_TLS_KEY", "TRITON_HEADE
 
 
 @pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority(tmp_path_factory.mktemp("pki") / "ours")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> CertificateAuthority:
+    return CertificateAuthority(tmp_path_factory.mktemp("pki") / "ours")
 
 
 @pytest.fixture(scope="module")
-def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority(tmp_path_factory.mktemp("pki") / "theirs")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> CertificateAuthority:
+    return CertificateAuthority(tmp_path_factory.mktemp("pki") / "theirs")
 
 
 @pytest.fixture(scope="module")
-def shielded(repository: Path, authority: Authority) -> Iterator[LocalTriton]:
+def shielded(repository: Path, authority: CertificateAuthority) -> Iterator[LocalTriton]:
     """Mutual TLS; one key for who deploys, and another for who asks."""
     with LocalTriton(
         repository,
         extra_args=[
-            *tls(authority.issue("localhost"), client_ca=authority.file),
+            *tls(authority.issue("localhost"), client_ca=authority.certificate),
             f"--grpc-restricted-protocol=model-repository,model-config:admin-key={ADMIN}",
             f"--grpc-restricted-protocol=inference,metadata:reader-key={READER}",
             f"--http-restricted-api=model-repository,model-config:admin-key={ADMIN}",
@@ -71,7 +73,7 @@ def scale(registered: Callable[[str], str]) -> str:
 
 @pytest.fixture
 def shown(
-    shielded: LocalTriton, authority: Authority, environment: Callable[..., None]
+    shielded: LocalTriton, authority: CertificateAuthority, environment: Callable[..., None]
 ) -> Callable[..., TritonDeploymentClient]:
     """Connect to the shielded server with everything that it asks for, but for what is given."""
     client = authority.issue("deployer")
@@ -80,7 +82,7 @@ def shown(
         environment(
             **{
                 "TRITON_URL": f"grpcs://localhost:{port(shielded)}",
-                "TRITON_TLS_CA": str(authority.file),
+                "TRITON_TLS_CA": str(authority.certificate),
                 "TRITON_TLS_CERT": str(client.certificate),
                 "TRITON_TLS_KEY": str(client.key),
                 "TRITON_HEADERS": f"{ADMIN_HEADER}={ADMIN},{READER_HEADER}={READER}",
@@ -93,7 +95,7 @@ def shown(
     return connect
 
 
-def tls(pair: Pair, *, client_ca: Path | None = None) -> list[str]:
+def tls(pair: KeyPair, *, client_ca: Path | None = None) -> list[str]:
     mutual = ["--grpc-use-ssl-mutual=1", f"--grpc-root-cert={client_ca}"] if client_ca else []
     certificate = [f"--grpc-server-cert={pair.certificate}", f"--grpc-server-key={pair.key}"]
     return ["--grpc-use-ssl=1", *certificate, *mutual]
@@ -150,7 +152,7 @@ def test_with_certificate_and_keys_a_model_is_deployed_and_asked(
 def test_a_stranger_is_told_what_is_wrong_and_changes_nothing(
     shown: Callable[..., TritonDeploymentClient],
     shielded: LocalTriton,
-    stranger: Authority,
+    stranger: CertificateAuthority,
     scale: str,
     repository: Path,
     spoil: dict[str, str],
@@ -158,7 +160,7 @@ def test_a_stranger_is_told_what_is_wrong_and_changes_nothing(
 ) -> None:
     other = stranger.issue("deployer")
     values = {
-        "TRITON_TLS_CA": stranger.file,
+        "TRITON_TLS_CA": stranger.certificate,
         "TRITON_TLS_CERT": other.certificate,
         "TRITON_TLS_KEY": other.key,
     }
@@ -178,13 +180,13 @@ def test_a_stranger_is_told_what_is_wrong_and_changes_nothing(
 
 
 def test_an_expired_certificate_is_told(
-    repository: Path, authority: Authority, environment: Callable[..., None]
+    repository: Path, authority: CertificateAuthority, environment: Callable[..., None]
 ) -> None:
     with LocalTriton(
         repository, extra_args=tls(authority.issue("localhost", expired=True))
     ) as server:
         environment(
-            TRITON_URL=f"grpcs://localhost:{port(server)}", TRITON_TLS_CA=str(authority.file)
+            TRITON_URL=f"grpcs://localhost:{port(server)}", TRITON_TLS_CA=str(authority.certificate)
         )
         client = get_deploy_client("triton")
         refused(client.list_deployments, "PERMISSION_DENIED", "certificate has expired")
@@ -211,7 +213,7 @@ def test_certificates_are_never_left_aside_for_a_plain_address() -> None:
 
 
 def test_a_server_that_is_down_is_unavailable_with_tls_too(
-    shown: Callable[..., TritonDeploymentClient], tmp_path: Path, authority: Authority
+    shown: Callable[..., TritonDeploymentClient], tmp_path: Path, authority: CertificateAuthority
 ) -> None:
     (tmp_path / "other").mkdir()
     with LocalTriton(tmp_path / "other", extra_args=tls(authority.issue("localhost"))) as server:
@@ -276,15 +278,15 @@ def test_headers_come_from_a_file_too(
 
 def test_http_is_restricted_and_encrypted_alike(
     shielded: LocalTriton,
-    authority: Authority,
-    stranger: Authority,
+    authority: CertificateAuthority,
+    stranger: CertificateAuthority,
     shown: Callable[..., TritonDeploymentClient],
     scale: str,
     name: str,
 ) -> None:
     plain = shielded.http_url.removeprefix("http://")
     server = authority.issue("localhost")
-    with TlsFront(plain, server, client_ca=authority.file) as front:
+    with TlsFront(plain, server, client_ca=authority.certificate) as front:
         https = f"https://localhost:{front.address.rpartition(':')[2]}"
         client = shown(TRITON_URL=https, TRITON_HEADERS=f"admin-key={ADMIN}")
         client.create_deployment(name, scale)
@@ -293,9 +295,11 @@ def test_http_is_restricted_and_encrypted_alike(
         unkeyed = shown(TRITON_URL=https, TRITON_HEADERS="")
         refused(unkeyed.list_deployments, "PERMISSION_DENIED", "header admin-key")
         assert unkeyed.predict(name, np.ones((1, 4), np.float32))["outputs"]["y"].shape == (1, 4)
-        wrong = shown(TRITON_URL=https, TRITON_TLS_CA=str(stranger.file))
+        wrong = shown(TRITON_URL=https, TRITON_TLS_CA=str(stranger.certificate))
         refused(wrong.list_deployments, "PERMISSION_DENIED", "not to be trusted")
-        wrong_host = shown(TRITON_URL=f"https://{front.address}", TRITON_TLS_CA=str(authority.file))
+        wrong_host = shown(
+            TRITON_URL=f"https://{front.address}", TRITON_TLS_CA=str(authority.certificate)
+        )
         refused(wrong_host.list_deployments, "PERMISSION_DENIED", "not to be trusted")
         client = shown(TRITON_URL=https, TRITON_HEADERS=f"admin-key={ADMIN}")
         client.delete_deployment(name)
@@ -405,15 +409,17 @@ def test_what_is_no_setting_is_refused_by_name_without_its_content(
     assert "hidden" not in told
 
 
-def test_a_damaged_certificate_in_a_bundle_is_refused(tmp_path: Path, authority: Authority) -> None:
-    good = authority.file.read_text()
+def test_a_damaged_certificate_in_a_bundle_is_refused(
+    tmp_path: Path, authority: CertificateAuthority
+) -> None:
+    good = authority.certificate.read_text()
     bundle = tmp_path / "bundle.pem"
     bundle.write_text(good + good.replace("MII", "M!!", 1))
     with pytest.raises(SettingsError, match="TRITON_TLS_CA"):
         Settings.read("triton://grpcs://h", {"TRITON_TLS_CA": str(bundle)})
 
 
-def test_a_key_of_another_certificate_is_refused(authority: Authority) -> None:
+def test_a_key_of_another_certificate_is_refused(authority: CertificateAuthority) -> None:
     one, another = authority.issue("one"), authority.issue("another")
     variables = {"TRITON_TLS_CERT": str(one.certificate), "TRITON_TLS_KEY": str(another.key)}
     with pytest.raises(SettingsError, match="key values mismatch"):
@@ -433,7 +439,7 @@ def test_a_value_may_have_a_comma_and_equals_signs() -> None:
     assert access.headers() == [("a", "x,y"), ("b", "c==")]
 
 
-def test_settings_never_show_a_secret(tmp_path: Path, authority: Authority) -> None:
+def test_settings_never_show_a_secret(tmp_path: Path, authority: CertificateAuthority) -> None:
     pair = authority.issue("deployer")
     token = tmp_path / "token"
     token.write_text("hidden-token")

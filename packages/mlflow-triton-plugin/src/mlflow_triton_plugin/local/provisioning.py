@@ -48,8 +48,8 @@ from mlflow_triton_plugin.local.errors import ProvisioningError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["CACHE_VARIABLE", "REQUIREMENTS", "TRITON_VERSION", "Environment", "cache_folder"]
-__all__ += ["ensure_environment"]
+__all__ = ["BACKEND_SOURCE", "CACHE_VARIABLE", "REQUIREMENTS", "TRITON_VERSION", "Environment"]
+__all__ += ["cache_folder", "ensure_environment"]
 
 CACHE_VARIABLE = "MLFLOW_TRITON_CACHE"
 
@@ -69,7 +69,8 @@ REQUIREMENTS = (
 _LAYOUT = "layout 3"
 _DOWNLOAD_MB = 100
 _DISK_MB = 300
-_BACKEND_SOURCE = Path(__file__).with_name("_onnxruntime_backend") / "model.py"
+#: The ONNX backend that the wheel has not.
+BACKEND_SOURCE = Path(__file__).with_name("_onnxruntime_backend") / "model.py"
 #: Files at least this large are looked at again at each start: the binaries and their libraries.
 _CHECKED_BYTES = 100_000
 
@@ -136,7 +137,7 @@ def ensure_environment(
     try:
         ensure_directory(root, make=make, is_complete=_is_complete, progress=progress)
         triton = root / _read_marker(root)["triton"]
-        backends = triton / f"backends-{_digest(_BACKEND_SOURCE.read_text('utf-8'))}"
+        backends = triton / f"backends-{_digest(BACKEND_SOURCE.read_text('utf-8'))}"
         ensure_directory(
             backends,
             make=partial(_make_backends, triton=triton),
@@ -319,7 +320,7 @@ def _make_backends(staging: Path, *, triton: Path) -> None:
     stub = Path("python_backend_stubs", _stub_version(triton), "triton_python_backend_stub")
     (python / stub.name).symlink_to(Path("..", "..") / stub)
     (staging / "onnxruntime").mkdir()
-    shutil.copyfile(_BACKEND_SOURCE, staging / "onnxruntime" / "model.py")
+    shutil.copyfile(BACKEND_SOURCE, staging / "onnxruntime" / "model.py")
 
 
 def _stub_version(triton: Path) -> str:
@@ -334,4 +335,4 @@ def _has_backends(backends: Path) -> bool:
     except OSError:
         return False
     stub = backends / "python" / "triton_python_backend_stub"
-    return source == _BACKEND_SOURCE.read_bytes() and os.access(stub, os.X_OK)
+    return source == BACKEND_SOURCE.read_bytes() and os.access(stub, os.X_OK)

@@ -1,4 +1,4 @@
-"""Certificates for one test, and a front that speaks TLS before a server that does not."""
+"""A front that speaks TLS before a server that does not, as a gateway has it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import socket
 import ssl
 import threading
 from contextlib import suppress
-from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, NamedTuple
-
-import trustme
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,44 +14,15 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["Authority", "Pair", "TlsFront"]
+    from mlflow_triton_plugin.testing.pki import KeyPair
 
-
-class Pair(NamedTuple):
-    """A certificate and its key, as PEM files."""
-
-    certificate: Path
-    key: Path
-
-
-class Authority:
-    """A private certificate authority below a folder; `file` is what trusts it."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir()
-        self._folder = folder
-        self._ca = trustme.CA()
-        self.file = folder / "ca.pem"
-        self._ca.cert_pem.write_to_path(self.file)
-
-    def issue(self, name: str, *, expired: bool = False) -> Pair:
-        """A certificate for a host or a client."""
-        yesterday = datetime.now(timezone.utc) - timedelta(days=1)
-        issued = self._ca.issue_cert(
-            name,
-            not_before=yesterday - timedelta(days=9) if expired else None,
-            not_after=yesterday if expired else None,
-        )
-        pair = Pair(self._folder / f"{name}.pem", self._folder / f"{name}.key")
-        pair.certificate.write_bytes(b"".join(each.bytes() for each in issued.cert_chain_pems))
-        issued.private_key_pem.write_to_path(pair.key)
-        return pair
+__all__ = ["TlsFront"]
 
 
 class TlsFront:
     """TLS on loopback before a plain server, as a gateway has it; `address` is `host:port`."""
 
-    def __init__(self, server: str, pair: Pair, *, client_ca: Path | None = None) -> None:
+    def __init__(self, server: str, pair: KeyPair, *, client_ca: Path | None = None) -> None:
         self._server = server.rpartition(":")
         self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=client_ca)
         self._context.load_cert_chain(*pair)

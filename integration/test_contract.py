@@ -1,0 +1,257 @@
+"""Everything the README promises, as a user types it: real servers, the built wheels, the CLI."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mlflow_triton_plugin.testing.containers import TritonContainer
+
+from .building import image_of
+from .conftest import EXAMPLES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from testcontainers.core.network import Network
+
+    from mlflow_triton_plugin.testing.containers import MlflowContainer, S3Container
+
+    from .user import User
+
+MODEL = "onnx_float32_int32_int32"
+LOG = """
+import sys, mlflow.onnx, onnx
+mlflow.onnx.log_model(
+    onnx.load(sys.argv[1]), name="triton", registered_model_name=sys.argv[2],
+    pip_requirements=["onnxruntime"],
+)
+"""
+WHERE = """
+import json, importlib.metadata as m, mlflow_triton_plugin, publish_tools, triton_repo
+names = ("mlflow-triton-plugin", "publish-tools", "triton-repo")
+print(json.dumps({
+    "files": [each.__file__ for each in (mlflow_triton_plugin, publish_tools, triton_repo)],
+    "origins": [json.loads(m.distribution(name).read_text("direct_url.json") or "{}")
+                for name in names],
+}))
+"""
+
+
+def expected(end: str = "") -> Any:
+    return json.loads((EXAMPLES / f"expected_output{end}.json").read_text())
+
+
+def test_the_user_has_wheels_and_not_the_sources(somebody: User) -> None:
+    said = somebody.run("python", "-c", WHERE)
+    assert said.status == 0, said.err
+    found = json.loads(said.out)
+    site_packages = str(somebody.python.parent.parent / "lib")
+    assert all(each.startswith(site_packages) for each in found["files"])
+    assert all(each["url"].endswith(".whl") for each in found["origins"])
+    assert not any("dir_info" in each for each in found["origins"])
+
+
+@pytest.mark.parametrize("who", ["local_user", "s3_user"])
+def test_the_way_of_a_model_by_the_command_line(who: str, request: pytest.FixtureRequest) -> None:
+    """Publish both flavors; create, list, get, predict, update, roll back, delete both."""
+    user: User = request.getfixturevalue(who)
+    name, logged = f"cli-{who}", f"logged-{who}"
+    for end in ("", "_v2"):
+        done = user.publish(name, EXAMPLES / f"{MODEL}{end}")
+        assert done.status == 0, done.err
+    done = user.run("python", "-c", LOG, EXAMPLES / MODEL / "1" / "model.onnx", logged)
+    assert done.status == 0, done.err
+
+    for each, flavor in ((name, "triton"), (logged, "onnx")):
+        done = user.deployments(
+            "create", "--name", each, "-m", f"models:/{each}/1", "--flavor", flavor
+        )
+        assert done.status == 0, done.err
+        assert done.out == f"\n{flavor} deployment {each} is created\n"
+        assert predicted(user, each) == expected()
+    listed = user.deployments("list")
+    assert {name, logged} <= {each["name"] for each in spoken(listed.out)}
+
+    done = user.deployments("update", "--name", name, "-m", f"models:/{name}/2")
+    assert done.status == 0, done.err
+    assert predicted(user, name) == expected("_v2")
+    done = user.deployments("update", "--name", name, "-m", f"models:/{name}/1")
+    assert done.status == 0, done.err
+    assert predicted(user, name) == expected()
+    got = user.deployments("get", "--name", name).out
+    assert "state: READY" in got
+    assert "served_versions: [1]" in got
+
+    for each in (name, logged):
+        assert user.deployments("delete", "--name", each).status == 0
+    left = {each["name"] for each in spoken(user.deployments("list").out)}
+    assert left.isdisjoint({name, logged})
+    refused = user.deployments("predict", "--name", name, "-I", EXAMPLES / "input.json")
+    assert name in refused.error
+
+
+def predicted(user: User, name: str) -> Any:
+    done = user.deployments("predict", "--name", name, "-I", EXAMPLES / "input.json")
+    assert done.status == 0, done.err
+    return json.loads(done.out)
+
+
+def spoken(out: str) -> Any:
+    """What `mlflow deployments list` prints: a list of Python's."""
+    import ast  # noqa: PLC0415 - rarely needed
+
+    return ast.literal_eval(out.partition("List of all deployments:\n")[2].strip())
+
+
+@pytest.mark.parametrize("who", ["local_user", "s3_user"])
+def test_the_way_of_a_model_by_the_python_api(who: str, request: pytest.FixtureRequest) -> None:
+    user: User = request.getfixturevalue(who)
+    name = f"api-{who}"
+    inputs = json.loads((EXAMPLES / "input.json").read_text())["inputs"]
+    for end in ("", "_v2"):
+        assert user.publish(name, EXAMPLES / f"{MODEL}{end}").status == 0
+    with user.session() as python:
+        made = python.call("create_deployment", name, f"models:/{name}/1")
+        assert (made["name"], made["flavor"]) == (name, "triton")
+        assert python.call("predict", name, inputs) == expected()
+        both = {"serve_versions": [1, 2], "validate": "load"}
+        python.call("update_deployment", name, f"models:/{name}/2", config=both)
+        assert python.call("predict", f"{name}/1", inputs) == expected()
+        assert python.call("predict", f"{name}/2", inputs) == expected("_v2")
+        python.call("update_deployment", name, f"models:/{name}/1")
+        got = python.call("get_deployment", name)
+        assert (got["state"], got["served_versions"]) == ("READY", [1])
+        assert python.call("verify_deployment", name) == []
+        assert got["versions"]["1"]["source"]["registered_version"] == 1
+        python.call("delete_deployment", name)
+        python.call("delete_deployment", name)
+        assert name not in {each["name"] for each in python.call("list_deployments")}
+
+
+def test_two_servers_share_a_repository(
+    network: Network,
+    repository: Path,
+    local_user: User,
+    triton: TritonContainer,
+    published: Callable[[str], str],
+) -> None:
+    """Both serve what is deployed; while one is away nothing is changed, and nothing is lost."""
+    uri = published(MODEL)
+    inputs = json.loads((EXAMPLES / "input.json").read_text())["inputs"]
+    with (
+        TritonContainer(image_of("triton"), repository, network=network) as second,
+        local_user.session() as python,
+    ):
+        alone = [local_user.export(TRITON_URL=each.url) for each in (triton, second)]
+        both = local_user.export(TRITON_URL=f"{triton.url},{second.url}")
+        python.call("create_deployment", "shared", uri, user=both)
+        for each in alone:
+            assert python.call("predict", "shared", inputs, user=each) == expected()
+        url = second.url
+        second.kill()
+        before = contents(repository / "shared")
+        with pytest.raises(Exception, match="TEMPORARILY_UNAVAILABLE") as raised:
+            python.call("update_deployment", "shared", uri, user=both)
+        assert url in str(raised.value)
+        assert contents(repository / "shared") == before
+        assert python.call("predict", "shared", inputs, user=both) == expected()
+        second.restart()
+        both = local_user.export(TRITON_URL=f"{triton.url},{second.url}")
+        assert python.call("get_deployment", "shared", user=both)["state"] == "PARTLY_READY"
+        python.call("update_deployment", "shared", user=both)
+        assert python.call("get_deployment", "shared", user=both)["state"] == "READY"
+        python.call("delete_deployment", "shared", user=both)
+    assert not (repository / "shared").exists()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("kind", ["directory", "s3"])
+def test_a_server_that_starts_anew_serves_what_was_committed(
+    kind: str,
+    network: Network,
+    s3: S3Container,
+    tmp_path: Path,
+    local_user: User,
+    published: Callable[[str], str],
+) -> None:
+    """With `--load-model=*`, as a cluster starts it: the version that was rolled back to."""
+    first, second = published(MODEL), published(f"{MODEL}_v2")
+    inputs = json.loads((EXAMPLES / "input.json").read_text())["inputs"]
+    address: str | Path = tmp_path
+    user = local_user.export(TRITON_MODEL_REPO=str(tmp_path))
+    if kind == "s3":
+        s3.put_object("/models/anew/README", b"A model repository.")
+        address = f"{s3.internal_uri}/models/anew"
+        user = local_user.export(TRITON_MODEL_REPO=f"{s3.uri}/models/anew", **s3.credentials)
+    server = TritonContainer(image_of("triton"), address, network=network)
+    with server.with_envs(**s3.credentials).with_load_all(), user.session() as python:
+        there = user.export(TRITON_URL=server.url)
+        python.call("create_deployment", "kept", first, user=there)
+        python.call("create_deployment", "other", second, user=there)
+        python.call("delete_deployment", "other", user=there)
+        server.restart()
+        there = user.export(TRITON_URL=server.url)
+        assert python.call("predict", "kept", inputs, user=there) == expected()
+        assert [each["name"] for each in python.call("list_deployments", user=there)] == ["kept"]
+        assert python.call("get_deployment", "kept", user=there)["state"] == "READY"
+        python.call("delete_deployment", "kept", user=there)
+
+
+def test_http_does_what_grpc_does(
+    local_user: User, triton: TritonContainer, published: Callable[[str], str]
+) -> None:
+    user = local_user.export(TRITON_URL=triton.http_url)
+    inputs = json.loads((EXAMPLES / "input.json").read_text())["inputs"]
+    with user.session() as python:
+        python.call("create_deployment", "by-http", published(MODEL))
+        assert python.call("predict", "by-http", inputs) == expected()
+        python.call("delete_deployment", "by-http")
+
+
+def test_an_ensemble_and_a_python_model_are_served(
+    local_user: User, published: Callable[[str], str]
+) -> None:
+    inputs = json.loads((EXAMPLES / "input.json").read_text())["inputs"]
+    answer = json.loads((EXAMPLES / "expected_output_ensemble.json").read_text())
+    with local_user.session() as python:
+        python.call("create_deployment", MODEL, published(MODEL))
+        python.call("create_deployment", "python_add_sub", published("python_add_sub"))
+        python.call("create_deployment", "add_sub_ensemble", published("add_sub_ensemble"))
+        assert python.call("predict", "add_sub_ensemble", inputs) == answer
+        for name in ("add_sub_ensemble", "python_add_sub", MODEL):
+            python.call("delete_deployment", name)
+
+
+def test_artifacts_come_through_a_tracking_server_that_has_them_in_s3_too(
+    somebody: User,
+    network: Network,
+    s3: S3Container,
+    triton: TritonContainer,
+    repository: Path,
+    tracking_s3: MlflowContainer,
+) -> None:
+    """Artifacts in S3 by direct access, deployed to a directory: each source, each place."""
+    user = somebody.export(
+        MLFLOW_TRACKING_URI=tracking_s3.url,
+        MLFLOW_S3_ENDPOINT_URL=s3.endpoint_url,
+        TRITON_URL=triton.url,
+        TRITON_MODEL_REPO=str(repository),
+        **s3.credentials,
+    )
+    assert user.publish("from-s3", EXAMPLES / MODEL).status == 0
+    inputs = json.loads((EXAMPLES / "input.json").read_text())["inputs"]
+    with user.session() as python:
+        python.call("create_deployment", "from-s3", "models:/from-s3/1")
+        assert python.call("predict", "from-s3", inputs) == expected()
+        python.call("delete_deployment", "from-s3")
