@@ -126,7 +126,7 @@ def test_the_way_of_a_model_by_the_python_api(who: str, request: pytest.FixtureR
         got = python.call("get_deployment", name)
         assert (got["state"], got["served_versions"]) == ("READY", [1])
         assert python.call("verify_deployment", name) == []
-        assert got["versions"]["1"]["source"]["registered_version"] == 1
+        assert got["versions"]["1"]["source"] == f"models:/{name}/1"
         python.call("delete_deployment", name)
         python.call("delete_deployment", name)
         assert name not in {each["name"] for each in python.call("list_deployments")}

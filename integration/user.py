@@ -115,6 +115,7 @@ class User:
     def start(self, program: str, *arguments: object) -> subprocess.Popen[str]:
         """Start a command and do not wait for it."""
         return subprocess.Popen(
+            # a program with a path of its own is that one
             [str(self.python.parent / program), *map(str, arguments)],
             cwd=self.home, env=self.environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,

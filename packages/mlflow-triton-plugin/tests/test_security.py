@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import ssl
 import threading
 import traceback
 from concurrent import futures
@@ -23,9 +24,9 @@ from mlflow_triton_plugin.local import LocalTriton
 from mlflow_triton_plugin.security import Access
 from mlflow_triton_plugin.settings import Settings
 from mlflow_triton_plugin.testing.pki import CertificateAuthority
+from triton_repo.testing.proxy import FaultyProxy
 
 from .models import log_scale
-from .tls_front import TlsFront
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -284,10 +285,11 @@ def test_http_is_restricted_and_encrypted_alike(
     scale: str,
     name: str,
 ) -> None:
-    plain = shielded.http_url.removeprefix("http://")
-    server = authority.issue("localhost")
-    with TlsFront(plain, server, client_ca=authority.certificate) as front:
-        https = f"https://localhost:{front.address.rpartition(':')[2]}"
+    gateway = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=authority.certificate)
+    gateway.verify_mode = ssl.CERT_REQUIRED
+    gateway.load_cert_chain(*authority.issue("localhost"))
+    with FaultyProxy(shielded.http_url, tls=gateway) as front:
+        https = front.url.replace("127.0.0.1", "localhost")
         client = shown(TRITON_URL=https, TRITON_HEADERS=f"admin-key={ADMIN}")
         client.create_deployment(name, scale)
         answer = client.predict(name, {"x": np.ones((1, 4), np.float32)})
@@ -297,9 +299,7 @@ def test_http_is_restricted_and_encrypted_alike(
         assert unkeyed.predict(name, np.ones((1, 4), np.float32))["outputs"]["y"].shape == (1, 4)
         wrong = shown(TRITON_URL=https, TRITON_TLS_CA=str(stranger.certificate))
         refused(wrong.list_deployments, "PERMISSION_DENIED", "not to be trusted")
-        wrong_host = shown(
-            TRITON_URL=f"https://{front.address}", TRITON_TLS_CA=str(authority.certificate)
-        )
+        wrong_host = shown(TRITON_URL=front.url, TRITON_TLS_CA=str(authority.certificate))
         refused(wrong_host.list_deployments, "PERMISSION_DENIED", "not to be trusted")
         client = shown(TRITON_URL=https, TRITON_HEADERS=f"admin-key={ADMIN}")
         client.delete_deployment(name)

@@ -19,6 +19,7 @@ is left.
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import secrets
 import socket
@@ -313,6 +314,12 @@ class TritonContainer(ServerContainer):
     def http_url(self) -> str:
         """`http://localhost:N`."""
         return f"http://{self.address(self.HTTP_PORT)}"
+
+    @property
+    def version(self) -> str:
+        """What the server calls itself, such as `2.51.0`."""
+        with urllib.request.urlopen(f"{self.http_url}/v2", timeout=_PROBE_S) as answer:  # noqa: S310
+            return str(json.load(answer)["version"])
 
     def is_ready(self) -> bool:
         """Whether both protocols say so; HTTP begins a little later."""
