@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import boto3
 import boto3.s3.transfer
 
-from triton_repo.entry import EntryFile, RemoteFile, Tree, scan_tree
+from triton_repo.entry import EntryFile, RemoteFile, Tree
+from triton_repo.scan import scan_tree
 from triton_repo.store import open_store
 from triton_repo.store._record_cache import RECORDS_FILENAME
 from triton_repo.store._s3_address import S3Address

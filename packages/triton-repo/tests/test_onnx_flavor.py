@@ -264,7 +264,7 @@ def test_a_file_name_outside_the_version_is_refused(logged: Logged, name: str) -
     """It would be written there."""
     logged.add_model()
     logged.add("config.pbtxt", f'default_model_filename: "{name}"')
-    with pytest.raises(ConfigError, match="outside the version") as caught:
+    with pytest.raises(ConfigError, match="outside the model") as caught:
         logged.convert()
     assert caught.value.field == "default_model_filename"
 

@@ -15,10 +15,11 @@ import pytest
 
 from triton_repo.change import plan_change, plan_return
 from triton_repo.config import ModelConfig
-from triton_repo.entry import RepositoryEntry, check_name, scan_tree
+from triton_repo.entry import RepositoryEntry, check_name
 from triton_repo.errors import ConfigError, LockedError, ObjectNotFoundError, StoreError
 from triton_repo.placement import ModelPlace, PlaceState, StagedChange
 from triton_repo.record import DeploymentRecord, NewerRecordError, Source
+from triton_repo.scan import scan_tree
 from triton_repo.store import LocalStore
 from triton_repo.testing import FaultyStore, make_tree
 

@@ -292,7 +292,7 @@ class Deployer:
         if base is not None and keep_base:
             check_config(place, base)
         wanted = model.source.registered_version
-        with fetched(model, self.remote, flavor) as found_model:
+        with fetched(model, self.remote, flavor, options.limits) as found_model:
             artifact = found_model.artifact
             entry = convert(
                 artifact,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 from mlflow.exceptions import MlflowException
 
-from triton_repo.text import without_secrets
+from triton_repo.text import printable, without_secrets
 
 __all__ = ["DeploymentError"]
 
@@ -19,4 +19,5 @@ class DeploymentError(MlflowException, click.ClickException):  # type: ignore[mi
     """
 
     def __init__(self, message: str, error_code: int) -> None:
-        super().__init__(without_secrets(" ".join(message.split())), error_code=error_code)
+        said = printable(without_secrets(" ".join(message.split())))
+        super().__init__(said, error_code=error_code)

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -33,6 +33,7 @@ from triton_repo.entry import RemoteFile
 from triton_repo.errors import ArtifactError, MissingModelFileError, TritonRepoError
 from triton_repo.flavors import choose_flavor
 from triton_repo.record import Source
+from triton_repo.scan import Limits, Tally, check_file_name
 from triton_repo.text import one_line, without_secrets
 
 if TYPE_CHECKING:
@@ -237,7 +238,10 @@ def _below(location: str, path: str) -> str:
 
 @contextmanager
 def fetched(
-    model: ResolvedModel, remote: RemoteArtifacts | None = None, flavor: str | None = None
+    model: ResolvedModel,
+    remote: RemoteArtifacts | None = None,
+    flavor: str | None = None,
+    limits: Limits | None = None,
 ) -> Iterator[FetchedModel]:
     """Have the model on this machine for as long as the block lasts.
 
@@ -246,6 +250,7 @@ def fetched(
         flavor: which one is wanted; None for the best.
         remote: which artifacts the repository may be able to copy by itself: their large files
             are not downloaded, and something of the same size stands for each.
+        limits: how much it may hold; more is refused before it is downloaded.
 
     Raises:
         ArtifactError: there is no model at its location, or it is not whole.
@@ -255,17 +260,18 @@ def fetched(
     with tempfile.TemporaryDirectory(prefix="mlflow-triton-") as scratch:
         directory = Path(scratch, "model")
         origins: dict[Path, RemoteFile] = {}
+        limits = limits or Limits()
         where = remote.locate(model.location) if remote is not None else None
         with _downloading(model.location):
             if where is not None:
                 root = directory
-                origins = _download_small(model.location, where, directory, flavor)
+                origins = _download_small(model.location, where, directory, flavor, limits)
             else:
-                root = _local_directory(model.location, model.source.uri, directory)
-        artifact = ModelArtifact.open(root)
+                root = _local_directory(model.location, model.source.uri, directory, limits)
+        artifact = ModelArtifact.open(root, limits=limits)
         if model.beside and artifact.find(CONFIG_FILENAME) is None:
             with _downloading(model.beside):
-                beside = _files_beside(model.beside, Path(scratch, "beside"))
+                beside = _files_beside(model.beside, Path(scratch, "beside"), limits)
             artifact = replace(artifact, beside=beside)
         yield FetchedModel(artifact, origins)
 
@@ -289,12 +295,12 @@ def _downloading(location: str) -> Iterator[None]:
 
 
 def _download_small(
-    location: str, where: S3Place, root: Path, flavor: str | None
+    location: str, where: S3Place, root: Path, flavor: str | None, limits: Limits
 ) -> dict[Path, RemoteFile]:
     """Download what a conversion may have to read; the large files, by where they will be."""
     repository = get_artifact_repository(location)
     root.mkdir()
-    listed = dict(_walk(repository, ""))
+    listed = dict(_walk(repository, "", Tally(limits, location)))
     if MLMODEL_FILENAME not in listed:
         raise MissingModelFileError(
             f"{location} is no MLflow model: it has no {MLMODEL_FILENAME}", path=MLMODEL_FILENAME
@@ -331,22 +337,26 @@ def _download_small(
     return large
 
 
-def _walk(repository: ArtifactRepository, path: str) -> Iterator[tuple[str, int]]:
+def _walk(repository: ArtifactRepository, path: str, tally: Tally) -> Iterator[tuple[str, int]]:
+    """Every file of an artifact by its path, with its size; counted as they come."""
     for each in repository.list_artifacts(path or None):
         # whoever may write there chooses the names
         if not {"", ".", ".."}.isdisjoint(each.path.split("/")):
             raise ArtifactError(
                 f"{repository.artifact_uri} lists {each.path!r}, which leaves the model; remove it"
             )
+        check_file_name(PurePosixPath(each.path).name)
+        tally.add(PurePosixPath(each.path), 0 if each.is_dir else each.file_size or 0)
         if each.is_dir:
-            yield from _walk(repository, each.path)
+            yield from _walk(repository, each.path, tally)
         else:
             yield each.path, each.file_size or 0
 
 
-def _local_directory(location: str, model_uri: str, scratch: Path) -> Path:
+def _local_directory(location: str, model_uri: str, scratch: Path, limits: Limits) -> Path:
     if not is_local_uri(location):
         scratch.mkdir()
+        _check_listing(location, limits)
         _logger.info("downloading %s", model_uri)
         return Path(mlflow.artifacts.download_artifacts(location, dst_path=str(scratch)))
     directory = Path(local_file_uri_to_path(location))
@@ -364,7 +374,17 @@ def _local_directory(location: str, model_uri: str, scratch: Path) -> Path:
     return directory
 
 
-def _files_beside(location: str, scratch: Path) -> dict[str, Path]:
+def _check_listing(location: str, limits: Limits) -> None:
+    """Look at an artifact before it is downloaded.
+
+    Raises:
+        ArtifactError: it holds more than it may, or names that lead astray.
+    """
+    for _ in _walk(get_artifact_repository(location), "", Tally(limits, location)):
+        pass
+
+
+def _files_beside(location: str, scratch: Path, limits: Limits) -> dict[str, Path]:
     """Files logged under the model's name in its run, if config.pbtxt is among them."""
     names = _listed(location)
     if CONFIG_FILENAME not in names or MLMODEL_FILENAME in names:
@@ -373,6 +393,7 @@ def _files_beside(location: str, scratch: Path) -> dict[str, Path]:
         directory = Path(local_file_uri_to_path(location))
     else:
         scratch.mkdir()
+        _check_listing(location, limits)
         directory = Path(mlflow.artifacts.download_artifacts(location, dst_path=str(scratch)))
     return {
         path.relative_to(directory).as_posix(): path

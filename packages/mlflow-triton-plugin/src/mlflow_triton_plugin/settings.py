@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from mlflow_triton_plugin.errors import SettingsError
 from mlflow_triton_plugin.security import OPEN, Access
 from triton_repo.change import Together
+from triton_repo.scan import Limits
 from triton_repo.text import has_password
 
 if TYPE_CHECKING:
@@ -227,10 +228,17 @@ class Options:
     serve_versions: Together | None = None
     validate: Validate = "false"
     validate_tolerance: float = 1e-3
+    max_files: int = Limits.files
+    max_size_bytes: int = Limits.size_bytes
     load_timeout_s: float = 600.0
     lock_timeout_s: float = 0.0
     grpc_port: int = 8001
     http_port: int = 8000
+
+    @property
+    def limits(self) -> Limits:
+        """How much a model may hold."""
+        return Limits(files=self.max_files, size_bytes=self.max_size_bytes)
 
     @property
     def tries_apart(self) -> bool:
@@ -307,6 +315,20 @@ def _count(least: int) -> Callable[[Any, str], int]:
     return parse
 
 
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def _size(value: Any, setting: str) -> int:
+    """`500MB`, `1.5 GB`; a number is bytes."""
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,3})?) ?([KMGT]?)B?", str(value).strip().upper())
+    size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
+    if isinstance(value, bool) or size < 1:
+        raise SettingsError(
+            f"{setting} is {value!r}; a size belongs there, such as 500MB or 20GB", setting=setting
+        )
+    return size
+
+
 OPTIONS: dict[str, _Option] = {
     "on_conflict": _Option(
         "on_conflict",
@@ -346,6 +368,18 @@ OPTIONS: dict[str, _Option] = {
         ("create", "update"),
         "how far validate lets a floating-point value be from the logged one, relatively and "
         "absolutely; default 0.001",
+    ),
+    "max_size": _Option(
+        "max_size_bytes",
+        _size,
+        ("create", "update", "run-local"),
+        "how large a model may be before it is refused, such as 20GB; default 1TB",
+    ),
+    "max_files": _Option(
+        "max_files",
+        _count(1),
+        ("create", "update", "run-local"),
+        f"how many files and directories it may have; default {Limits.files}",
     ),
     "load_timeout": _Option(
         "load_timeout_s",

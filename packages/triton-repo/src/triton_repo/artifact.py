@@ -14,9 +14,10 @@ from typing import Any
 
 import yaml
 
-from triton_repo.entry import check_member
 from triton_repo.errors import ArtifactError, ConfigError, MissingModelFileError
+from triton_repo.scan import Limits, Tally, check_member
 from triton_repo.tensors import TensorSpec, datatype_of
+from triton_repo.text import brief, human_size
 
 __all__ = ["MLMODEL_FILENAME", "OUTPUT_EXAMPLE", "ModelArtifact"]
 
@@ -39,6 +40,7 @@ class ModelArtifact:
         artifact_path: where in the run it was logged, such as `triton`, or an empty string.
         beside: files that were logged beside the model and belong to it (see `fetch`), by the
             path they would have in it.
+        limits: how much it may hold.
     """
 
     root: Path
@@ -47,17 +49,24 @@ class ModelArtifact:
     model_id: str = ""
     artifact_path: str = ""
     beside: Mapping[str, Path] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
     _signature: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def open(cls, root: Path, *, beside: Mapping[str, Path] | None = None) -> ModelArtifact:
+    def open(
+        cls,
+        root: Path,
+        *,
+        beside: Mapping[str, Path] | None = None,
+        limits: Limits | None = None,
+    ) -> ModelArtifact:
         """Read `root/MLmodel`.
 
         Raises:
             MissingModelFileError: there is no MLmodel.
             ArtifactError: it is not one.
         """
-        document = _read_mlmodel(root / MLMODEL_FILENAME)
+        document = _read_mlmodel(root)
         flavors = document.get("flavors")
         if not isinstance(flavors, Mapping) or not flavors:
             raise ArtifactError(f"{root / MLMODEL_FILENAME} names no flavors; log the model again")
@@ -71,8 +80,13 @@ class ModelArtifact:
             model_id=_text(document, "model_id") or _text(document, "model_uuid"),
             artifact_path=_text(document, "artifact_path"),
             beside=beside or {},
+            limits=limits or Limits(),
             _signature=_mapping(document.get("signature")),
         )
+
+    def tally(self) -> Tally:
+        """A new count of what it holds."""
+        return Tally(self.limits, self.root)
 
     def path(self, relative: str, *, said_by: str = MLMODEL_FILENAME) -> Path:
         """A file or directory of the model that some text names.
@@ -86,7 +100,7 @@ class ModelArtifact:
             MissingModelFileError: nothing is there.
         """
         if not isinstance(relative, str) or not relative or "\0" in relative:
-            raise ArtifactError(f"{said_by} gives {relative!r} where a path belongs")
+            raise ArtifactError(f"{said_by} gives {brief(relative)} where a path belongs")
         found = self.root / relative
         if Path(relative).is_absolute() or ".." in Path(relative).parts:
             raise ArtifactError(f"{said_by} names {relative!r}, which leaves the model")
@@ -128,10 +142,28 @@ class ModelArtifact:
         return {spec.name: spec for spec in specs if spec is not None}
 
 
-def _read_mlmodel(path: Path) -> Mapping[str, Any]:
+#: A signature with thousands of columns takes a tenth of it.
+_MAX_MLMODEL_BYTES = 10_000_000
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without merge keys: a few lines of them can stand for more than any memory holds."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
+            raise yaml.YAMLError("it merges mappings (<<), which MLflow never does")
+
+
+def _read_mlmodel(root: Path) -> Mapping[str, Any]:
+    path = root / MLMODEL_FILENAME
     try:
+        if os.path.lexists(path):
+            check_member(path, root.resolve())
         with path.open("rb") as file:
-            document = yaml.safe_load(file)
+            text = file.read(_MAX_MLMODEL_BYTES + 1)
+        if len(text) > _MAX_MLMODEL_BYTES:
+            raise ArtifactError(f"{path} is larger than {human_size(_MAX_MLMODEL_BYTES)}")
+        document = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except FileNotFoundError as exc:
         raise MissingModelFileError(
             f"{path.parent} is no MLflow model: it has no {path.name}", path=path.name

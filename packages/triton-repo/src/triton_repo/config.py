@@ -7,7 +7,9 @@ as tritonclient ships it.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, cast
 
 from google.protobuf import json_format, text_format
@@ -16,9 +18,11 @@ from tritonclient.grpc import model_config_pb2  # noqa: TID251 - this is the doo
 from triton_repo._textproto import set_field
 from triton_repo.errors import ConfigError
 from triton_repo.tensors import DATATYPES, TensorSpec, datatype_of
+from triton_repo.text import human_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
 __all__ = ["CONFIG_FILENAME", "NO_CONFIG", "ModelConfig"]
 
@@ -44,6 +48,14 @@ _SEEN_BY_ALL = (
     "sequence_batching",
     "parameters",
 )
+
+
+#: Those of real models are a thousandth of it.
+_MAX_BYTES = 10_000_000
+#: A directory's name below Triton's backends, or none.
+_BACKEND = re.compile(r"(?!\.)[\w.+-]*", re.ASCII)
+#: Triton's own that only looks at a model.
+_AGENTS = ("checksum",)
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,20 @@ class ModelConfig:
                 reason += " (a field of a newer Triton? then upgrade tritonclient)"
             raise ConfigError(f"{where} is not a Triton model configuration: {reason}") from exc
         return cls(text, message)
+
+    @classmethod
+    def read(cls, path: Path) -> ModelConfig:
+        """Read a file; see `parse`.
+
+        Raises:
+            ConfigError: it is no configuration, or far too large for one.
+            OSError: it cannot be read.
+        """
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise ConfigError(f"{path} is larger than {human_size(_MAX_BYTES)}, no configuration")
+        return cls.parse(data, where=str(path))
 
     @classmethod
     def build(
@@ -205,6 +231,43 @@ class ModelConfig:
         path = environment.string_value if environment is not None else ""
         packed = [("parameters[EXECUTION_ENV_PATH]", path[len(prefix) :])]
         return tuple(labels + warmups + (packed if path.startswith(prefix) else []))
+
+    def check_paths(self, *, where: str = CONFIG_FILENAME) -> None:
+        """Make sure that a file of somebody else's names nothing outside the model.
+
+        Args:
+            where: how messages name the file.
+
+        Raises:
+            ConfigError: it does, or asks for an agent that could; `field` names it.
+        """
+        message = self._message
+        libraries = message.model_operations.op_library_filename
+        named = [
+            ("default_model_filename", message.default_model_filename),
+            *(("cc_model_filenames", name) for name in message.cc_model_filenames.values()),
+            *(("model_operations.op_library_filename", name) for name in libraries),
+            *self.named_files,
+        ]
+        for field_name, path in named:
+            if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+                raise ConfigError(
+                    f"{where}: {field_name} is {path!r}, outside the model; put the file into it",
+                    field=field_name,
+                )
+        for field_name in ("backend", "platform"):
+            name = getattr(message, field_name)
+            if not _BACKEND.fullmatch(name):
+                raise ConfigError(
+                    f"{where}: {field_name} is {name!r}, which names none", field=field_name
+                )
+        for agent in message.model_repository_agents.agents:
+            if agent.name not in _AGENTS:
+                raise ConfigError(
+                    f"{where}: model_repository_agents has {agent.name!r}, which may serve files "
+                    f"from anywhere; only {', '.join(_AGENTS)} is let through",
+                    field="model_repository_agents",
+                )
 
     def to_json(self) -> str:
         """The message as JSON, the form `load_model(config=…)` takes as an override."""

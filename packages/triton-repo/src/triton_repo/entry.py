@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 import threading
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NewType
 
 from triton_repo.errors import ArtifactError, InvalidNameError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
+    from pathlib import Path, PurePosixPath
 
     from triton_repo.config import ModelConfig
 
@@ -23,9 +21,7 @@ __all__ = [
     "RemoteFile",
     "RepositoryEntry",
     "Tree",
-    "check_member",
     "check_name",
-    "scan_tree",
 ]
 
 ModelName = NewType("ModelName", str)
@@ -176,93 +172,3 @@ class RepositoryEntry:
         if config is not None and config.pinned_versions:
             config = config.pinned([version])
         return replace(self, versions={version: tree}, config=config)
-
-
-def scan_tree(
-    directory: Path, *, inside: Path, keep: Callable[[PurePosixPath], bool] | None = None
-) -> Tree:
-    """Every file below `directory`, as a plan to copy it.
-
-    Links are followed when they end inside `inside`; their targets' content is what is copied.
-
-    Args:
-        directory: where to start.
-        inside: the artifact's root, which nothing may leave.
-        keep: says of a path relative to `directory` whether it, and what is below it, is wanted.
-
-    Raises:
-        ArtifactError: a link leaves `inside` or is broken, or something is neither a file nor a
-            directory.
-    """
-    root = inside.resolve()
-    files: list[EntryFile] = []
-    empty: list[PurePosixPath] = []
-    above = frozenset({directory.resolve()})
-    for path, entries in _walk(directory, PurePosixPath(), root, keep or (lambda _: True), above):
-        files += entries
-        if not entries and path.parts and not any(_listing(directory / path)):
-            empty.append(path)
-    return Tree(tuple(files), tuple(empty))
-
-
-def _listing(directory: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(directory) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
-    except OSError as exc:
-        raise ArtifactError(f"cannot read {directory}: {exc.strerror}") from exc
-
-
-def _walk(
-    directory: Path,
-    at: PurePosixPath,
-    root: Path,
-    keep: Callable[[PurePosixPath], bool],
-    above: frozenset[Path],
-) -> Iterator[tuple[PurePosixPath, list[EntryFile]]]:
-    """Yield every directory below `directory / at` with the files that are in it.
-
-    `above` holds where the walk is, links resolved: two links can lead to each other in a circle.
-    """
-    files: list[EntryFile] = []
-    below: list[PurePosixPath] = []
-    for entry in _listing(directory / at):
-        path = at / entry.name
-        if not keep(path):
-            continue
-        mode, size_bytes = check_member(Path(entry.path), root)
-        if stat.S_ISDIR(mode):
-            below.append(path)
-        else:
-            files.append(EntryFile(path, Path(entry.path), size_bytes))
-    yield at, files
-    for path in below:
-        target = (directory / path).resolve()
-        if target in above:
-            raise ArtifactError(f"{directory / path} leads in a circle; remove the link")
-        yield from _walk(directory, path, root, keep, above | {target})
-
-
-def check_member(path: Path, root: Path) -> tuple[int, int]:
-    """Mode and size of what `path` leads to, once it is sure that this is inside `root`.
-
-    Args:
-        path: a file or directory, perhaps through links.
-        root: an already resolved directory.
-
-    Raises:
-        ArtifactError: the link is broken, leads out of `root` or in a circle, or this is a device,
-            a socket or a pipe.
-    """
-    try:
-        target = path.resolve(strict=True)
-        status = target.stat()
-    except (OSError, RuntimeError) as exc:  # RuntimeError: a circle of links, before Python 3.13
-        raise ArtifactError(f"{path} leads nowhere: {exc}; replace the link by its target") from exc
-    if not target.is_relative_to(root):
-        raise ArtifactError(f"{path} leads out of the model, to {target}; copy the file into it")
-    if path.is_symlink() and path.parent.resolve().is_relative_to(target):
-        raise ArtifactError(f"{path} leads to a directory that contains it; remove the link")
-    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
-        raise ArtifactError(f"{path} is neither a file nor a directory; remove it")
-    return status.st_mode, status.st_size

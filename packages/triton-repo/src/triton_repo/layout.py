@@ -12,10 +12,11 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from triton_repo.config import CONFIG_FILENAME, ModelConfig
-from triton_repo.entry import Tree, check_member, scan_tree
+from triton_repo.entry import Tree
 from triton_repo.errors import ArtifactError, ConfigError, MissingModelFileError
 from triton_repo.journal import OUR_DIRECTORY
 from triton_repo.record import RECORD_FILENAME
+from triton_repo.scan import UNLIMITED, Tally, check_member, scan_tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -91,7 +92,12 @@ class ModelDirectory:
 
     @classmethod
     def read(
-        cls, root: Path, *, inside: Path | None = None, versions: Iterable[int] = ()
+        cls,
+        root: Path,
+        *,
+        inside: Path | None = None,
+        versions: Iterable[int] = (),
+        tally: Tally | None = None,
     ) -> ModelDirectory:
         """Read a directory and check that Triton could load it.
 
@@ -100,10 +106,11 @@ class ModelDirectory:
             inside: what links may not leave; `root` when not given.
             versions: version directories that are known to exist although they may be missing
                 here: object stores lose empty directories.
+            tally: counts what is in it; without a limit when not given.
 
         Raises:
-            ArtifactError: it is not a directory, has no versions, a link leaves it, or a
-                directory's name is misleading.
+            ArtifactError: it is not a directory, has no versions, a link leaves it, a name in it
+                is misleading, or it holds more than the tally allows.
             MissingModelFileError: a file that config.pbtxt names is missing.
             ConfigError: config.pbtxt does not parse.
         """
@@ -111,13 +118,14 @@ class ModelDirectory:
             raise ArtifactError(f"{root} is not a directory")
         config_path = root / CONFIG_FILENAME
         inside = inside or root
+        tally = tally or Tally(UNLIMITED, root)
         config = _read_config(config_path, inside) if os.path.lexists(config_path) else None
-        trees = _version_trees(root, inside)
+        trees = _version_trees(root, inside, tally)
         for version in versions:
             trees.setdefault(version, Tree())
         if not trees and config is not None and config.is_ensemble:
             trees[1] = Tree()  # an artifact store dropped the empty directory
-        found = cls(root, config, dict(sorted(trees.items())), _shared_tree(root, inside))
+        found = cls(root, config, dict(sorted(trees.items())), _shared_tree(root, inside, tally))
         found.check()
         return found
 
@@ -129,6 +137,7 @@ class ModelDirectory:
             )
         if self.config is None:
             return
+        self.config.check_paths(where=str(self.root / CONFIG_FILENAME))
         _ = self.config.inputs, self.config.outputs  # every data_type must be one Triton has
         shared = set(self.shared.names())
         for field, path in self.config.named_files:
@@ -168,28 +177,28 @@ class ModelDirectory:
 def _read_config(path: Path, inside: Path) -> ModelConfig:
     check_member(path, inside.resolve())
     try:
-        return ModelConfig.parse(path.read_bytes(), where=str(path))
+        return ModelConfig.read(path)
     except OSError as exc:
         raise ArtifactError(f"cannot read {path}: {exc.strerror}") from exc
 
 
-def _version_trees(root: Path, inside: Path) -> dict[int, Tree]:
+def _version_trees(root: Path, inside: Path, tally: Tally) -> dict[int, Tree]:
     trees: dict[int, Tree] = {}
     for path in sorted(root.iterdir()):
         version = version_number(path.name) if path.is_dir() else None
         if version is not None:
-            trees[version] = scan_tree(path, inside=inside, keep=_wanted)
+            trees[version] = scan_tree(path, inside=inside, keep=_wanted, tally=tally)
     return trees
 
 
-def _shared_tree(root: Path, inside: Path) -> Tree:
+def _shared_tree(root: Path, inside: Path, tally: Tally) -> Tree:
     def keep(path: PurePosixPath) -> bool:
         top = path.parts[0]
         is_version = (root / top).is_dir() and version_number(top) is not None
         # a leading dot: version control, staging areas and our own bookkeeping
         return _wanted(path) and not is_version and not top.startswith(".") and top not in _OURS
 
-    return scan_tree(root, inside=inside, keep=keep)
+    return scan_tree(root, inside=inside, keep=keep, tally=tally)
 
 
 #: At the top of a model directory these are not the user's shared files.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import reprlib
 
-__all__ = ["has_password", "human_size", "one_line", "without_secrets"]
+__all__ = ["brief", "has_password", "human_size", "one_line", "printable", "without_secrets"]
 
 #: `user:password@` of an address; a port may also stand before an @, further on.
 _PASSWORD = re.compile(r"(?<=://)[^\s/'\"@:]*:(?!//|\d+/)[^\s'\"]*@|(?<=://)[^\s/'\"]*:[^\s/'\"]*@")
@@ -12,9 +13,23 @@ _PASSWORD = re.compile(r"(?<=://)[^\s/'\"@:]*:(?!//|\d+/)[^\s'\"]*@|(?<=://)[^\s
 _QUERY = re.compile(r"(\w+://[^\s?'\"]+)\?[^\s'\"]+")
 
 
+def brief(value: object) -> str:
+    """A value as Python shows it, cut short: a few lines of YAML can stand for gigabytes."""
+    shown = reprlib.Repr()
+    shown.maxlevel = 2
+    return shown.repr(value)
+
+
 def one_line(exc: BaseException) -> str:
-    """An error as one line, never an empty one."""
-    return " ".join(str(exc).split()) or type(exc).__name__
+    """An error as one line, never an empty one, and fit for a terminal."""
+    return printable(" ".join(str(exc).split())) or type(exc).__name__
+
+
+def printable(text: str) -> str:
+    """The text, what is not printable escaped: others choose some of the names in it."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def has_password(uri: str) -> bool:

@@ -11,10 +11,11 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from triton_repo.config import CONFIG_FILENAME, ModelConfig
-from triton_repo.entry import EntryFile, RepositoryEntry, Tree, check_member, scan_tree
+from triton_repo.entry import EntryFile, RepositoryEntry, Tree
 from triton_repo.errors import ArtifactError, ConfigError, MissingModelFileError
 from triton_repo.flavors.onnx_graph import GraphTensor, OnnxGraph, read_graph
 from triton_repo.layout import is_shared_path
+from triton_repo.scan import check_member, scan_tree
 
 if TYPE_CHECKING:
     from triton_repo.artifact import ModelArtifact
@@ -74,17 +75,16 @@ def _model_file(data: Path) -> tuple[Path, Path]:
 
 def _user_config(artifact: ModelArtifact) -> ModelConfig | None:
     path = artifact.find(CONFIG_FILENAME, f"extra_files/{CONFIG_FILENAME}")
-    return ModelConfig.parse(path.read_bytes(), where=str(path)) if path is not None else None
+    if path is None:
+        return None
+    config = ModelConfig.read(path)
+    config.check_paths(where=str(path))
+    return config
 
 
 def _filename(config: ModelConfig, model_file: Path, base: Path) -> str:
     """What the model file is called in the repository: what the server will look for."""
     named = config.model_filename
-    if named and (PurePosixPath(named).is_absolute() or ".." in PurePosixPath(named).parts):
-        raise ConfigError(
-            f"{CONFIG_FILENAME}: default_model_filename is {named!r}, outside the version",
-            field="default_model_filename",
-        )
     if config.backend not in ("", BACKEND):
         return named or str(model_file.relative_to(base))
     return named or MODEL_FILENAME
@@ -97,7 +97,7 @@ def _version_tree(
     model = EntryFile(PurePosixPath(filename), model_file, model_file.stat().st_size)
     if base.resolve() != artifact.root.resolve():
         # A directory of its own (`data: onnx/`): everything in it belongs to the model.
-        whole = scan_tree(base, inside=artifact.root)
+        whole = scan_tree(base, inside=artifact.root, tally=artifact.tally())
         others = tuple(
             file
             for file in whole.files

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from triton_repo.entry import RepositoryEntry
 from triton_repo.errors import ArtifactError
 from triton_repo.layout import ModelDirectory
+from triton_repo.text import brief
 
 if TYPE_CHECKING:
     from triton_repo.artifact import ModelArtifact
@@ -49,7 +50,9 @@ def open_directory(artifact: ModelArtifact) -> ModelDirectory:
     """
     settings = artifact.flavors["triton"]
     root = artifact.path(settings.get("data", ""), said_by="MLmodel's triton flavor (data)")
-    return ModelDirectory.read(root, inside=artifact.root, versions=_recorded(settings))
+    return ModelDirectory.read(
+        root, inside=artifact.root, versions=_recorded(settings), tally=artifact.tally()
+    )
 
 
 def _recorded(settings: object) -> list[int]:
@@ -59,6 +62,6 @@ def _recorded(settings: object) -> list[int]:
         type(version) is int and 0 < version < _TOO_HIGH for version in versions
     ):
         raise ArtifactError(
-            f"MLmodel's triton flavor gives versions {versions!r}; a list belongs there"
+            f"MLmodel's triton flavor gives versions {brief(versions)}; a list belongs there"
         )
     return versions

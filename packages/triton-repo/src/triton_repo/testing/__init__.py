@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
-from triton_repo.entry import Tree, scan_tree
 from triton_repo.errors import (
     LockedError,
     ObjectNotFoundError,
@@ -32,11 +31,13 @@ from triton_repo.errors import (
     StoreUnavailableError,
 )
 from triton_repo.record import FileDigest
+from triton_repo.scan import scan_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from triton_repo.entry import Tree
     from triton_repo.store import PlacedTree, Store
 
 __all__ = ["FaultyStore", "StoreContract", "WatchedStore", "make_tree"]

@@ -50,7 +50,8 @@ class TrackingServer(ServerProgram):
         self._destination = artifacts_destination
 
     @property
-    def _log(self) -> Path:
+    def log(self) -> Path:
+        """What it says, requests among it."""
         return self._folder / "mlflow-server.log"
 
     def _start(self) -> subprocess.Popen[str]:
@@ -59,7 +60,7 @@ class TrackingServer(ServerProgram):
             port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        with self._log.open("w") as log:
+        with self.log.open("w") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1",
                  "--port", str(port), "--workers", "1",
@@ -77,4 +78,4 @@ class TrackingServer(ServerProgram):
                     return
             except OSError:
                 time.sleep(0.2)
-        raise RuntimeError(f"mlflow server did not start: {self._log.read_text()[-2000:]}")
+        raise RuntimeError(f"mlflow server did not start: {self.log.read_text()[-2000:]}")

@@ -1,0 +1,426 @@
+"""Whoever may write to an artifact store chooses every name, link and byte of a model."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import onnx
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+from triton_repo.artifact import ModelArtifact
+from triton_repo.config import ModelConfig
+from triton_repo.entry import check_name
+from triton_repo.errors import ArtifactError, ConfigError, InvalidNameError, TritonRepoError
+from triton_repo.flavors import choose_flavor, convert
+from triton_repo.scan import Limits, Tally, scan_tree
+from triton_repo.tensors import TensorSpec
+from triton_repo.text import has_password, one_line, printable, without_secrets
+
+LOOK_ALIKES = ["\u2215", "\u2044", "\uff0f", "\u29f8", "\\", "\uff3c", "\u2216", "\ufe68"]
+LOOK_ALIKES += ["\u2024", "\uff0e", "\u2025", "\u2026"]
+NOT_PRINTABLE = ["\n", "\t", "\x1b", "\x7f", "\u0085", "\u202e", "\u2066", "\u200b", "\u00ad"]
+NOT_PRINTABLE += ["\u2028", "\ufeff", "\udcff"]
+
+
+def model(root: Path, config: str = 'backend: "python"') -> Path:
+    """An artifact that is fine, to be spoilt."""
+    (root / "model" / "1").mkdir(parents=True)
+    (root / "model" / "1" / "model.py").write_text("")
+    (root / "model" / "config.pbtxt").write_text(config)
+    (root / "MLmodel").write_text('{"flavors": {"triton": {"data": "model"}}}')
+    return root
+
+
+def converted(root: Path, limits: Limits | None = None) -> Any:
+    artifact = ModelArtifact.open(root, limits=limits)
+    return convert(artifact, flavor=choose_flavor(artifact), name=check_name("m"), version=1)
+
+
+def test_the_artifact_that_the_tests_spoil_is_fine(tmp_path: Path) -> None:
+    assert converted(model(tmp_path)).versions[1].names() == ["model.py"]
+
+
+# -- names --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("character", LOOK_ALIKES + NOT_PRINTABLE, ids=ascii)
+@pytest.mark.parametrize("where", ["model", "model/1"])
+def test_a_name_with_a_character_that_misleads_is_refused_and_escaped(
+    tmp_path: Path, where: str, character: str
+) -> None:
+    (model(tmp_path) / where / f"label{character}s").write_text("")
+    with pytest.raises(ArtifactError, match="not printable or looks like a separator") as raised:
+        converted(tmp_path)
+    assert one_line(raised.value) == str(raised.value)
+    assert str(raised.value).isascii()
+
+
+def test_letters_of_any_script_may_name_a_file(tmp_path: Path) -> None:
+    for name in ("Größe.txt", "標籤.txt", "метки", "a b", "نام"):
+        (model(tmp_path / name) / "model" / name).write_text("")
+        assert name in converted(tmp_path / name).shared.names()
+
+
+@pytest.mark.parametrize("character", LOOK_ALIKES + NOT_PRINTABLE + ["/", "é", "\uff11"], ids=ascii)
+def test_such_a_character_is_in_no_deployments_name(character: str) -> None:
+    with pytest.raises(InvalidNameError) as raised:
+        check_name(f"a{character}b")
+    assert printable(str(raised.value)) == str(raised.value)
+
+
+# -- links, devices -----------------------------------------------------------------------------
+
+
+def link_out(place: Path) -> None:
+    place.symlink_to("/etc/hostname")
+
+
+def link_up(place: Path) -> None:
+    place.symlink_to("../../..")
+
+
+def link_to_a_link(place: Path) -> None:
+    (place.parent / "first").symlink_to("/etc")
+    place.symlink_to("first/hostname")
+
+
+def link_to_nothing(place: Path) -> None:
+    place.symlink_to("nothing")
+
+
+def link_to_itself(place: Path) -> None:
+    place.symlink_to(place.name)
+
+
+def pipe(place: Path) -> None:
+    os.mkfifo(place)
+
+
+def unix_socket(place: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(place))
+
+
+def link_to_a_device(place: Path) -> None:
+    place.symlink_to("/dev/zero")
+
+
+SPOILS = [link_out, link_up, link_to_a_link, link_to_nothing, link_to_itself, pipe, unix_socket]
+SPOILS += [link_to_a_device]
+
+
+@pytest.fixture
+def short_path() -> Any:
+    """A directory whose path a socket's address has room for."""
+    with tempfile.TemporaryDirectory(prefix="t") as folder:
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("spoil", SPOILS, ids=lambda spoil: spoil.__name__)
+@pytest.mark.parametrize(
+    "place", ["MLmodel", "model/config.pbtxt", "model/1/model.py", "model/1/x", "model/labels.txt"]
+)
+def test_what_leaves_the_artifact_or_is_no_file_is_never_opened(
+    short_path: Path, place: str, spoil: Any
+) -> None:
+    """Opening a pipe would wait for ever, and a device never ends."""
+    target = model(short_path) / place
+    target.unlink(missing_ok=True)
+    spoil(target)
+    with pytest.raises((ArtifactError, OSError)) as raised:
+        converted(short_path)
+    assert isinstance(raised.value, ArtifactError)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/etc", "../other", "model/../../other", "", ".", 7, None, ["model"], {}, "m\0"],
+)
+@pytest.mark.parametrize("flavor", ["triton", "onnx"])
+def test_a_path_in_mlmodel_that_leaves_the_artifact_is_refused(
+    tmp_path: Path, flavor: str, path: Any
+) -> None:
+    model(tmp_path)
+    (tmp_path / "MLmodel").write_text(yaml.safe_dump({"flavors": {flavor: {"data": path}}}))
+    with pytest.raises(ArtifactError):
+        converted(tmp_path)
+
+
+# -- limits -------------------------------------------------------------------------------------
+
+
+def test_too_many_files_are_refused_without_a_look_at_all_of_them(tmp_path: Path) -> None:
+    folder = model(tmp_path) / "model" / "1" / "data"
+    folder.mkdir()
+    for number in range(60):
+        (folder / str(number)).touch()
+    assert converted(tmp_path, Limits(files=70)).versions[1]
+    with pytest.raises(ArtifactError, match=r"more than 50 files and directories.*max_files"):
+        converted(tmp_path, Limits(files=50))
+
+
+def test_a_sparse_file_counts_with_the_size_that_a_copy_would_have(tmp_path: Path) -> None:
+    with (model(tmp_path) / "model" / "1" / "weights").open("wb") as file:
+        file.truncate(3 * 10**12)
+    with pytest.raises(ArtifactError, match=r"more than 1.0 TB.*max_size"):
+        converted(tmp_path)
+    assert converted(tmp_path, Limits(size_bytes=4 * 10**12)).size_bytes == 3 * 10**12
+
+
+def test_directories_may_not_be_nested_without_an_end(tmp_path: Path) -> None:
+    (model(tmp_path) / "model" / "1").joinpath(*["d"] * 40).mkdir(parents=True)
+    with pytest.raises(ArtifactError, match="more than 32 deep"):
+        converted(tmp_path)
+
+
+def test_links_that_multiply_are_counted_where_they_appear(tmp_path: Path) -> None:
+    """Ten links to a directory of ten links, and so on: 10**9 files out of 90 links."""
+    below = model(tmp_path) / "model" / "1"
+    (below / "d0").mkdir()
+    (below / "d0" / "file").touch()
+    for level in range(1, 10):
+        (below / f"d{level}").mkdir()
+        for number in range(10):
+            (below / f"d{level}" / str(number)).symlink_to(f"../d{level - 1}")
+    with pytest.raises(ArtifactError, match="more than 1000 files"):
+        converted(tmp_path, Limits(files=1000))
+
+
+def test_a_tally_goes_over_all_the_trees_of_a_model(tmp_path: Path) -> None:
+    for number in range(1, 6):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "file").write_bytes(b"x" * 10)
+    tally = Tally(Limits(size_bytes=45), tmp_path)
+    for number in range(1, 5):
+        scan_tree(tmp_path / str(number), inside=tmp_path, tally=tally)
+    with pytest.raises(ArtifactError, match="more than 45 B"):
+        scan_tree(tmp_path / "5", inside=tmp_path, tally=tally)
+
+
+# -- MLmodel ------------------------------------------------------------------------------------
+
+
+def test_a_bomb_of_merge_keys_is_refused(tmp_path: Path) -> None:
+    lines = ["a0: &a0 {x0: 1, x1: 2}"]
+    lines += [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" for n in range(1, 30)]
+    (tmp_path / "MLmodel").write_text("\n".join(lines))
+    with pytest.raises(ArtifactError, match="merges mappings"):
+        ModelArtifact.open(tmp_path)
+
+
+def test_a_bomb_of_aliases_is_not_spelt_out(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)]
+    for key in ("data", "versions"):
+        model(tmp_path / key)
+        flavor = {"data": "model", key: "*a29"}
+        said = ", ".join(f"{name}: {value}" for name, value in flavor.items())
+        text = "\n".join([*lines, f"flavors: {{triton: {{{said}}}}}"])
+        (tmp_path / key / "MLmodel").write_text(text)
+        with pytest.raises(ArtifactError) as raised:
+            converted(tmp_path / key)
+        assert len(str(raised.value)) < 1000
+
+
+def test_a_huge_mlmodel_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
+    with (tmp_path / "MLmodel").open("wb") as file:
+        file.truncate(10**11)
+    with pytest.raises(ArtifactError, match=r"larger than 10\.0 MB"):
+        ModelArtifact.open(tmp_path)
+
+
+def test_an_mlmodel_nested_without_an_end_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "MLmodel").write_text("[" * 100_000)
+    with pytest.raises(ArtifactError, match="is not YAML"):
+        ModelArtifact.open(tmp_path)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda below: st.lists(below, max_size=3) | st.dictionaries(st.text(max_size=4), below),
+    max_leaves=8,
+)
+DOCUMENTS = VALUES | st.fixed_dictionaries(
+    {
+        "flavors": VALUES
+        | st.fixed_dictionaries({
+            "triton": VALUES
+            | st.fixed_dictionaries({"data": VALUES | st.just("model"), "versions": VALUES}),
+        })
+        | st.fixed_dictionaries({"onnx": VALUES | st.fixed_dictionaries({"data": VALUES})}),
+    },
+    optional={"signature": VALUES | st.fixed_dictionaries({"inputs": VALUES, "outputs": VALUES})},
+)  # fmt: skip
+
+
+@given(document=DOCUMENTS)
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_whatever_mlmodel_says_the_error_is_ours(tmp_path: Path, document: Any) -> None:
+    if not (tmp_path / "model").exists():
+        model(tmp_path)
+    (tmp_path / "MLmodel").write_text(yaml.safe_dump(document))
+    with suppress(TritonRepoError):
+        artifact = ModelArtifact.open(tmp_path)
+        for side in ("inputs", "outputs"):
+            with suppress(TritonRepoError):
+                artifact.signature_tensors(side)
+        converted(tmp_path)
+
+
+# -- config.pbtxt -------------------------------------------------------------------------------
+
+
+ENVIRONMENT = """
+parameters {
+  key: "EXECUTION_ENV_PATH" value { string_value: "$$TRITON_MODEL_DIRECTORY/../other/env.tar.gz" }
+}
+"""
+WARMUP = """
+model_warmup {
+  name: "w" inputs { key: "x" value { data_type: TYPE_FP32 dims: 1 input_data_file: "../../x" } }
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "field"),
+    [
+        ('default_model_filename: "../../etc/passwd"', "default_model_filename"),
+        ('default_model_filename: "/etc/passwd"', "default_model_filename"),
+        ('cc_model_filenames { key: "7.5" value: "../x" }', "cc_model_filenames"),
+        ('model_operations { op_library_filename: "/lib/x.so" }', "op_library_filename"),
+        ('model_operations { op_library_filename: "a/../../x.so" }', "op_library_filename"),
+        ('output { name: "y" data_type: TYPE_FP32 dims: 1 label_filename: "../x" }', "label_file"),
+        (ENVIRONMENT, "EXECUTION_ENV_PATH"),
+        (WARMUP, "model_warmup"),
+        ('model_repository_agents { agents { name: "relocation" } }', "model_repository_agents"),
+        ('backend: "../../tmp/evil"', "backend"),
+        ('backend: "a/b"', "backend"),
+        ('backend: ".."', "backend"),
+        ('platform: "../x"', "platform"),
+    ],
+)
+def test_a_config_that_reaches_out_of_the_model_is_refused(
+    tmp_path: Path, line: str, field: str
+) -> None:
+    model(tmp_path, line if line.startswith("backend") else f'backend: "python"\n{line}\n')
+    with pytest.raises(ConfigError, match=field):
+        converted(tmp_path)
+
+
+def test_triton_own_agent_that_checks_sums_is_let_through(tmp_path: Path) -> None:
+    agent = 'model_repository_agents { agents { name: "checksum" } }'
+    assert converted(model(tmp_path, f'backend: "python"\n{agent}\n')).config is not None
+
+
+def test_a_huge_config_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
+    with (model(tmp_path) / "model" / "config.pbtxt").open("wb") as file:
+        file.truncate(10**11)
+    with pytest.raises(ConfigError, match=r"larger than 10\.0 MB"):
+        converted(tmp_path)
+
+
+@given(st.lists(st.text(min_size=1, max_size=30), min_size=1, max_size=3, unique=True), st.text())
+@settings(max_examples=300, deadline=None)
+def test_no_name_of_a_tensor_gets_out_of_its_quotes(names: list[str], comment: str) -> None:
+    """A name such as `x" } backend: "evil` stays one."""
+    names = [*names, 'x" } ] backend: "evil', "y\n} #", "back\\slash"]
+    specs = [TensorSpec(name, "FP32", (4,)) for name in dict.fromkeys(names)]
+    built = ModelConfig.build(
+        name="m", backend="onnxruntime", inputs=specs, outputs=specs, comment=comment
+    )
+    read = ModelConfig.parse(built.data)
+    assert read.inputs == read.outputs == tuple(specs)
+    assert (read.name, read.backend) == ("m", "onnxruntime")
+    pinned = read.pinned([3]).with_name("other")
+    assert (pinned.inputs, pinned.backend, pinned.name) == (tuple(specs), "onnxruntime", "other")
+
+
+# -- ONNX ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "location", ["/etc/passwd", "../../outside", "a/../../../outside", "", ".", "link", "m\0"]
+)
+def test_weights_outside_the_artifact_are_refused(tmp_path: Path, location: str) -> None:
+    tensor = helper.make_tensor("w", TensorProto.FLOAT, [1], [0.0])
+    tensor.ClearField("float_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"])], "g", [x], [y], [tensor])
+    (tmp_path / "MLmodel").write_text('{"flavors": {"onnx": {"data": "model.onnx"}}}')
+    (tmp_path / "model.onnx").write_bytes(helper.make_model(graph).SerializeToString())
+    (tmp_path / "link").symlink_to("/etc/hostname")
+    with pytest.raises(ArtifactError):
+        converted(tmp_path)
+
+
+def test_a_graph_nested_without_an_end_is_refused(tmp_path: Path) -> None:
+    """2,000 graphs, each in an attribute of the one around it."""
+    data = b""
+    for _ in range(2000):
+        # GraphProto.node = 1 > NodeProto.attribute = 5 > AttributeProto.g = 6
+        for tag in (b"\x32", b"\x2a", b"\x0a"):
+            size, encoded = len(data), bytearray()
+            while size >= 0x80:
+                encoded.append(size & 0x7F | 0x80)
+                size >>= 7
+            data = tag + bytes([*encoded, size]) + data
+    size, encoded = len(data), bytearray()
+    while size >= 0x80:
+        encoded.append(size & 0x7F | 0x80)
+        size >>= 7
+    (tmp_path / "model.onnx").write_bytes(b"\x3a" + bytes([*encoded, size]) + data)
+    (tmp_path / "MLmodel").write_text('{"flavors": {"onnx": {"data": "model.onnx"}}}')
+    with pytest.raises(ArtifactError, match="is not an ONNX model"):
+        converted(tmp_path)
+
+
+@given(st.binary(max_size=200))
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_whatever_bytes_an_onnx_file_has_the_error_is_ours(tmp_path: Path, data: bytes) -> None:
+    whole = onnx.ModelProto(ir_version=9).SerializeToString()
+    (tmp_path / "model.onnx").write_bytes(whole + data)
+    (tmp_path / "MLmodel").write_text('{"flavors": {"onnx": {"data": "model.onnx"}}}')
+    with suppress(TritonRepoError):
+        converted(tmp_path)
+
+
+# -- what is told -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("http://user:secret@h/x", "http://***@h/x"),
+        ("postgresql://u:se/cr@et@h:1/db is down", "postgresql://***@h:1/db is down"),
+        ("'https://h/x?X-Amz-Signature=secret'", "'https://h/x'"),
+        ("models:/m@champion", "models:/m@champion"),
+        ("s3://http://host:9000/bucket/key@x", "s3://http://host:9000/bucket/key@x"),
+        ("wasbs://container@account.host/p", "wasbs://container@account.host/p"),
+        ("10:20 http://h:5000/a and b@c", "10:20 http://h:5000/a and b@c"),
+    ],
+)
+def test_an_address_is_told_without_its_secrets(text: str, told: str) -> None:
+    assert without_secrets(text) == told
+    assert has_password(text) == ("***" in told)
+
+
+def test_an_error_is_one_printable_line() -> None:
+    error = ArtifactError("a\nb \x1b[31mred\u202e \udcff é")
+    assert one_line(error) == "a b \\x1b[31mred\\u202e \\udcff é"
+    assert PurePosixPath(one_line(error)).as_posix().isprintable()
