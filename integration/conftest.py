@@ -51,10 +51,18 @@ def _why_not() -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    def terminate(_signal: int, _frame: FrameType | None) -> None:
+    """Ctrl-C, or SIGTERM as CI sends it, ends the run; nothing keeps it from removing containers.
+
+    That takes seconds, and whoever runs this adds a signal of their own to the terminal's.
+    """
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, terminate)  # as nox and CI end a run: like Ctrl-C
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -70,12 +78,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         )  # fmt: skip
 
 
-def pytest_keyboard_interrupt() -> None:
-    """Removing containers takes seconds; a second Ctrl-C, nox's own, would leave them."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-
 @pytest.fixture(scope="session")
 def engine() -> Iterator[docker.DockerClient]:
     """Docker; at the end nothing of this session is left there."""
@@ -89,9 +91,9 @@ def engine() -> Iterator[docker.DockerClient]:
 
 
 @pytest.fixture(scope="session")
-def network(engine: docker.DockerClient) -> Iterator[Network]:
-    with Network(docker_network_kw={"labels": {LABEL: owner()}}) as made:
-        yield made
+def network(engine: docker.DockerClient) -> Network:
+    """Of this session alone; `engine` removes it, once nothing is in it."""
+    return Network(docker_network_kw={"labels": {LABEL: owner()}}).create()
 
 
 # -- servers --------------------------------------------------------------------------------------

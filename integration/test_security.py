@@ -420,7 +420,7 @@ def _newline(artifact: Path) -> None:
 
 
 def _look_alike(artifact: Path) -> None:
-    (artifact / "model" / "..\u2215..\u2215etc").write_text("x")
+    (artifact / "model" / "labels\u2215x").write_text("x")
 
 
 def _injection(artifact: Path) -> None:
@@ -437,7 +437,7 @@ def _bomb(artifact: Path) -> None:
     ("spoil", "options", "words"),
     [
         (_leave, {}, "leaves the model"),
-        (_link, {}, "leaves the model"),
+        (_link, {}, "leads out of the model"),
         (_pipe, {}, "neither a file"),
         (_newline, {}, "labels\\n.txt"),
         (_look_alike, {}, "\\u2215"),
