@@ -6,7 +6,7 @@ import os
 import signal
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import docker
 import pytest
@@ -22,6 +22,7 @@ from mlflow_triton_plugin.testing.containers import (
 )
 
 from .building import image_of
+from .examples import EXAMPLES, expected, given_inputs
 from .leftovers import remove_of_the_dead, remove_ours
 from .user import User
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
 _TAIL_LINES = 40
 _BUCKET = "models"
 
@@ -194,6 +194,18 @@ def published(local_user: User) -> Callable[[str], str]:
         return known[example]
 
     return publish
+
+
+@pytest.fixture(scope="session")
+def inputs() -> Any:
+    """What the examples are asked."""
+    return given_inputs()
+
+
+@pytest.fixture(scope="session")
+def answer() -> Any:
+    """What the first version of the example answers."""
+    return expected()
 
 
 # -- what is said of a run ------------------------------------------------------------------------

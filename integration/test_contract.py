@@ -10,7 +10,7 @@ import pytest
 from mlflow_triton_plugin.testing.containers import TritonContainer
 
 from .building import image_of
-from .conftest import EXAMPLES
+from .examples import EXAMPLES, MODEL, expected, given_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from .user import User
 
-MODEL = "onnx_float32_int32_int32"
 LOG = """
 import sys, mlflow.onnx, onnx
 mlflow.onnx.log_model(
@@ -39,10 +38,6 @@ print(json.dumps({
                 for name in names],
 }))
 """
-
-
-def expected(end: str = "") -> Any:
-    return json.loads((EXAMPLES / f"expected_output{end}.json").read_text())
 
 
 def test_the_user_has_wheels_and_not_the_sources(somebody: User) -> None:
@@ -111,7 +106,7 @@ def spoken(out: str) -> Any:
 def test_the_way_of_a_model_by_the_python_api(who: str, request: pytest.FixtureRequest) -> None:
     user: User = request.getfixturevalue(who)
     name = f"api-{who}"
-    inputs = json.loads((EXAMPLES / "input.json").read_text())["inputs"]
+    inputs = given_inputs()
     for end in ("", "_v2"):
         assert user.publish(name, EXAMPLES / f"{MODEL}{end}").status == 0
     with user.session() as python:
@@ -141,7 +136,7 @@ def test_two_servers_share_a_repository(
 ) -> None:
     """Both serve what is deployed; while one is away nothing is changed, and nothing is lost."""
     uri = published(MODEL)
-    inputs = json.loads((EXAMPLES / "input.json").read_text())["inputs"]
+    inputs = given_inputs()
     with (
         TritonContainer(image_of("triton"), repository, network=network) as second,
         local_user.session() as python,
@@ -187,7 +182,7 @@ def test_a_server_that_starts_anew_serves_what_was_committed(
 ) -> None:
     """With `--load-model=*`, as a cluster starts it: the version that was rolled back to."""
     first, second = published(MODEL), published(f"{MODEL}_v2")
-    inputs = json.loads((EXAMPLES / "input.json").read_text())["inputs"]
+    inputs = given_inputs()
     address: str | Path = tmp_path
     user = local_user.export(TRITON_MODEL_REPO=str(tmp_path))
     if kind == "s3":
@@ -212,7 +207,7 @@ def test_http_does_what_grpc_does(
     local_user: User, triton: TritonContainer, published: Callable[[str], str]
 ) -> None:
     user = local_user.export(TRITON_URL=triton.http_url)
-    inputs = json.loads((EXAMPLES / "input.json").read_text())["inputs"]
+    inputs = given_inputs()
     with user.session() as python:
         python.call("create_deployment", "by-http", published(MODEL))
         assert python.call("predict", "by-http", inputs) == expected()
@@ -222,8 +217,8 @@ def test_http_does_what_grpc_does(
 def test_an_ensemble_and_a_python_model_are_served(
     local_user: User, published: Callable[[str], str]
 ) -> None:
-    inputs = json.loads((EXAMPLES / "input.json").read_text())["inputs"]
-    answer = json.loads((EXAMPLES / "expected_output_ensemble.json").read_text())
+    inputs = given_inputs()
+    answer = expected("_ensemble")
     with local_user.session() as python:
         python.call("create_deployment", MODEL, published(MODEL))
         python.call("create_deployment", "python_add_sub", published("python_add_sub"))
@@ -250,7 +245,7 @@ def test_artifacts_come_through_a_tracking_server_that_has_them_in_s3_too(
         **s3.credentials,
     )
     assert user.publish("from-s3", EXAMPLES / MODEL).status == 0
-    inputs = json.loads((EXAMPLES / "input.json").read_text())["inputs"]
+    inputs = given_inputs()
     with user.session() as python:
         python.call("create_deployment", "from-s3", "models:/from-s3/1")
         assert python.call("predict", "from-s3", inputs) == expected()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -14,7 +13,7 @@ from mlflow_triton_plugin.testing.containers import MlflowContainer, S3Container
 from triton_repo.testing.proxy import FaultyProxy, Request
 
 from .building import image_of
-from .conftest import EXAMPLES
+from .examples import EXAMPLES, MODEL, artifact_of, eventually
 
 if TYPE_CHECKING:
     import subprocess
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
     from .user import PythonSession, User
 
-MODEL = "onnx_float32_int32_int32"
 #: TRITON_REQUEST_TIMEOUT and -C load_timeout where a server does not answer.
 PATIENCE_S = 3
 #: A command's end, its own start and the tries of MLflow and boto3 included.
@@ -42,16 +40,6 @@ class TritonPythonModel:
     def execute(self, requests):
         return [pb_utils.InferenceResponse([]) for _ in requests]
 """
-
-
-@pytest.fixture(scope="module")
-def inputs() -> Any:
-    return json.loads((EXAMPLES / "input.json").read_text())["inputs"]
-
-
-@pytest.fixture(scope="module")
-def answer() -> Any:
-    return json.loads((EXAMPLES / "expected_output.json").read_text())
 
 
 @pytest.fixture
@@ -95,13 +83,6 @@ def failed(process: subprocess.Popen[str], *words: str) -> str:
     for word in words:
         assert word in errors[0], errors[0]
     return errors[0]
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"still not so after {DEADLINE_S} s"
-        time.sleep(0.05)
 
 
 def python_artifact(folder: Path, source: str) -> str:
@@ -220,9 +201,7 @@ def test_a_server_without_room_for_the_model_says_so(
     where = f"{s3.internal_uri}/models/crowded"
     server = TritonContainer(image_of("triton"), where, network=network)
     server.with_tmpfs_mount("/tmp", "size=8m")  # noqa: S108 - the container's
-    artifact = tmp_path / "large"
-    shutil.copytree(EXAMPLES / MODEL, artifact / "model")
-    (artifact / "MLmodel").write_text('{"flavors": {"triton": {"data": "model"}}}')
+    artifact = artifact_of(tmp_path / "large")
     (artifact / "model" / "1" / "vocabulary").write_bytes(os.urandom(16_000_000))
     # Triton copies in the order of names, and notices nothing: what is cut off must be the model
     (artifact / "model" / "1" / "model.onnx").rename(artifact / "model" / "1" / "weights.onnx")
@@ -255,9 +234,7 @@ def test_a_repository_without_room_is_left_as_it_was(
     """The user's disk is full: a tmpfs over the repository, that this command alone sees."""
     with user.session() as python:
         python.call("create_deployment", "kept", published(MODEL))
-        artifact = tmp_path / "large"
-        shutil.copytree(EXAMPLES / MODEL, artifact / "model")
-        (artifact / "MLmodel").write_text('{"flavors": {"triton": {"data": "model"}}}')
+        artifact = artifact_of(tmp_path / "large")
         (artifact / "model" / "1" / "vocabulary").write_bytes(os.urandom(16_000_000))
         full = 'mount -t tmpfs -o size=8m none "$TRITON_MODEL_REPO" && exec "$@" && exit 9'
         shell = ("--user", "--map-root-user", "--mount", "sh", "-c", full, "sh")
@@ -325,17 +302,19 @@ def kill_once(tracking: MlflowContainer, request: Request) -> Fault | None:
 # -- S3 -------------------------------------------------------------------------------------------
 
 
+def behind(front: FaultyProxy, user: User) -> User:
+    """The same user, whose repository is reached through the proxy."""
+    repository = user.exported["TRITON_MODEL_REPO"]
+    return user.export(TRITON_MODEL_REPO=repository.replace(front.upstream, front.url))
+
+
 def test_an_s3_that_drops_every_third_connection_is_no_matter(
     s3_user: User, s3: S3Container, inputs: Any, answer: Any
 ) -> None:
     with FaultyProxy(
         s3.endpoint_url, lambda number, _request: "reset" if number % 3 == 0 else None
     ) as front:
-        user = s3_user.export(
-            TRITON_MODEL_REPO=s3_user.exported["TRITON_MODEL_REPO"].replace(
-                s3.endpoint_url, front.url
-            )
-        )
+        user = behind(front, s3_user)
         assert s3_user.publish("dropped", EXAMPLES / MODEL).status == 0
         with user.session() as python:
             python.call("create_deployment", "dropped", "models:/dropped/1")
@@ -357,25 +336,14 @@ def test_an_s3_that_drops_every_connection_from_some_moment_on_is_named(
         return "reset" if gone else None
 
     with FaultyProxy(s3.endpoint_url, drop) as front:
-        user = s3_user.export(
-            TRITON_MODEL_REPO=s3_user.exported["TRITON_MODEL_REPO"].replace(
-                s3.endpoint_url, front.url
-            )
-        )
-        process = starts(user, "cut-off", str(large_artifact(s3_user)))
+        user = behind(front, s3_user)
+        process = starts(user, "cut-off", str(artifact_of(s3_user.home / "cut-off")))
         failed(process, front.url)
         assert gone
     with s3_user.session() as python:
         eventually(lambda: repaired(python, "cut-off"))
         assert "cut-off" not in {each["name"] for each in python.call("list_deployments")}
         assert python.call("verify_deployment") == []
-
-
-def large_artifact(user: User) -> Path:
-    folder = user.home / "cut-off"
-    shutil.copytree(EXAMPLES / MODEL, folder / "model")
-    (folder / "MLmodel").write_text('{"flavors": {"triton": {"data": "model"}}}')
-    return folder
 
 
 def repaired(python: PythonSession, name: str) -> bool:

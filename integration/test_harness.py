@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from testcontainers.core.network import Network
 
+from mlflow_triton_plugin.testing import containers
 from mlflow_triton_plugin.testing.containers import (
     LABEL,
     ContainerNotReadyError,
@@ -24,13 +26,13 @@ from mlflow_triton_plugin.testing.containers import (
 )
 
 from .building import BUILT, image_of
+from .examples import eventually
 from .leftovers import remove_of_the_dead
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     import docker
-    from testcontainers.core.network import Network
 
 ROOT = Path(__file__).parent.parent
 _DEADLINE_S = 120
@@ -48,13 +50,6 @@ def containers_of(engine: docker.DockerClient, pid: int) -> list[str]:
 def networks_of(engine: docker.DockerClient, pid: int) -> list[str]:
     label = owner().rpartition(":")[0] + f":{pid}"
     return [str(each.name) for each in engine.networks.list(filters={"label": f"{LABEL}={label}"})]
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + _DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"still not so after {_DEADLINE_S} s"
-        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -198,6 +193,33 @@ def test_images_and_versions_are_named_in_one_place() -> None:
     for path in ROOT.glob("integration/images/*/Dockerfile"):
         instructions = [line for line in path.read_text().splitlines() if line.startswith("FROM")]
         assert all(line.split()[1] in ("${BASE_IMAGE}", "python") for line in instructions)
+
+
+@pytest.mark.parametrize("name", ["triton", "mlflow", "s3"])
+def test_a_variable_names_another_image(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(BUILT[name].variable, BUILT[name].published)
+    assert image_of(name) == BUILT[name].published
+
+
+def test_the_example_of_the_containers_runs(
+    monkeypatch: pytest.MonkeyPatch, engine: docker.DockerClient
+) -> None:
+    """As it is printed, with whatever images are tested here."""
+    assert containers.__doc__ is not None
+    code = containers.__doc__.split("```python\n")[1].split("```")[0]
+    for name in ("s3", "triton"):
+        code = re.sub(
+            rf'"{re.escape(BUILT[name].published.partition(":")[0])}:[^"]+"',
+            repr(image_of(name)),
+            code,
+        )
+    code += "        served = triton.is_ready()\n"
+    for name in ("TRITON_URL", "TRITON_MODEL_REPO"):
+        monkeypatch.setenv(name, "")
+    names = {**vars(containers), "Network": Network, "os": os}
+    exec(code, names)  # noqa: S102 - our own
+    assert names["served"]
+    assert os.environ["TRITON_URL"].startswith("grpc://localhost:")
 
 
 def session_without_docker(**variables: str) -> subprocess.CompletedProcess[str]:

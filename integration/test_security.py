@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from mlflow_triton_plugin.testing.containers import MlflowContainer, S3Container
 from mlflow_triton_plugin.testing.pki import CertificateAuthority
 
 from .building import image_of
-from .conftest import EXAMPLES
+from .examples import EXAMPLES, MODEL, artifact_of
 from .user import RefusedError
 
 if TYPE_CHECKING:
@@ -25,22 +24,11 @@ if TYPE_CHECKING:
 
     from .user import PythonSession, User
 
-MODEL = "onnx_float32_int32_int32"
 ADMIN, READER = "admin-secret-71c1", "reader-secret-0b9f"
 ADMIN_HEADER = "triton-grpc-protocol-admin-key"
 READER_HEADER = "triton-grpc-protocol-reader-key"
 PASSWORD = "tracking-secret-3f0a"  # noqa: S105 - of a server that lives for this test
 SECRETS = (ADMIN, READER, PASSWORD)
-
-
-@pytest.fixture(scope="module")
-def inputs() -> Any:
-    return json.loads((EXAMPLES / "input.json").read_text())["inputs"]
-
-
-@pytest.fixture(scope="module")
-def answer() -> Any:
-    return json.loads((EXAMPLES / "expected_output.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -394,11 +382,7 @@ def test_s3_lets_in_who_may_write_and_nobody_else(
 @pytest.fixture
 def artifact(tmp_path: Path) -> Path:
     """A model as MLflow saves it, whose files the test spoils."""
-    folder = tmp_path / "artifact"
-    folder.mkdir()
-    shutil.copytree(EXAMPLES / MODEL, folder / "model")
-    (folder / "MLmodel").write_text('{"flavors": {"triton": {"data": "model"}}}')
-    return folder
+    return artifact_of(tmp_path / "artifact")
 
 
 def _leave(artifact: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from mlflow_triton_plugin.testing.containers import TritonContainer
 
 from .building import image_of
-from .conftest import EXAMPLES
+from .examples import MODEL, expected, given_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from testcontainers.core.network import Network
 
     from .user import User
-
-MODEL = "onnx_float32_int32_int32"
 
 
 @pytest.mark.parametrize("release", ["2.44", "2.39"])
@@ -32,10 +29,8 @@ def test_an_older_triton_does_the_core_of_the_contract(
     published: Callable[[str], str],
 ) -> None:
     """Create, validated; predict; update beside it; roll back; list; delete."""
-    inputs = json.loads((EXAMPLES / "input.json").read_text())["inputs"]
-    first, second = (
-        json.loads((EXAMPLES / f"expected_output{end}.json").read_text()) for end in ("", "_v2")
-    )
+    inputs = given_inputs()
+    first, second = expected(), expected("_v2")
     server = TritonContainer(image_of(f"triton-{release}"), tmp_path, network=network)
     with server, local_user.session() as python:
         assert server.version.startswith(f"{release}.")

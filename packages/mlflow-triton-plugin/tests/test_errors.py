@@ -12,7 +12,6 @@ import mlflow
 import numpy as np
 import pytest
 from mlflow.deployments import get_deploy_client
-from mlflow.exceptions import MlflowException
 from packaging.version import Version
 
 from mlflow_triton_plugin.translate import ERROR_CODES
@@ -23,6 +22,7 @@ from triton_repo.placement import ModelPlace
 from triton_repo.store import open_store
 
 from .models import ONE_INSTANCE, PYTHON_CONFIG, log_scale, python_directory, python_source
+from .refusals import refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,19 +56,6 @@ def mlmodel(directory: Path, flavors: dict[str, Any]) -> str:
     directory.mkdir(exist_ok=True, parents=True)
     (directory / "MLmodel").write_text(json.dumps({"flavors": flavors}))
     return str(directory)
-
-
-def refused(call: Callable[[], object], code: str, *words: str) -> str:
-    """The one line of an error that has this code and these words."""
-    with pytest.raises(MlflowException) as raised:
-        call()
-    message = str(raised.value)
-    assert raised.value.error_code == code, message
-    assert "\n" not in message
-    for word in words:
-        assert word in message
-    assert raised.value.__cause__ is not None
-    return message
 
 
 def free_port() -> int:

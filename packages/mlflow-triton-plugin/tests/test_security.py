@@ -8,6 +8,7 @@ import ssl
 import threading
 import traceback
 from concurrent import futures
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from mlflow_triton_plugin.settings import Settings
 from mlflow_triton_plugin.testing.pki import CertificateAuthority
 from triton_repo.testing.proxy import FaultyProxy
 
+from . import refusals
 from .models import log_scale
 
 if TYPE_CHECKING:
@@ -106,19 +108,7 @@ def port(server: LocalTriton) -> str:
     return server.grpc_url.rpartition(":")[2]
 
 
-def refused(call: Callable[[], object], code: str, *words: str) -> str:
-    """The one line of an error that has this code, these words and no secret, anywhere."""
-    with pytest.raises(MlflowException) as raised:
-        call()
-    message = str(raised.value)
-    assert raised.value.error_code == code, message
-    assert "\n" not in message
-    for word in words:
-        assert word in message
-    told = "".join(traceback.format_exception(raised.value)) + repr(raised.value.__dict__)
-    for secret in (ADMIN, READER):
-        assert secret not in told
-    return message
+refused = partial(refusals.refused, secrets=(ADMIN, READER))
 
 
 def test_with_certificate_and_keys_a_model_is_deployed_and_asked(

@@ -164,16 +164,22 @@ class Access:
         headers = list(self.fixed)
         for source in self._sources[1:]:
             headers += source.now()
+        self._sent.update(header.value for header in headers)
         return headers
 
     def without_secrets(self, text: str) -> str:
         """The text, where a server repeats what it was sent, without it."""
-        values = {header.value for header in self.headers()}
-        values |= {value.rpartition(" ")[2] for value in values}  # what follows `Bearer`
+        # what follows `Bearer` is one, too
+        values = self._sent | {value.rpartition(" ")[2] for value in self._sent}
         for value in sorted(values, key=len, reverse=True):
             if len(value) >= _SECRET_LENGTH:
                 text = text.replace(value, "***")
         return text
+
+    @cached_property
+    def _sent(self) -> set[str]:
+        """Every value that a server may repeat, those that were replaced meanwhile among them."""
+        return set()
 
     @cached_property
     def _sources(self) -> tuple[_Source, ...]:

@@ -55,8 +55,14 @@ def unauthorized(status: str, reason: str) -> str | None:
     return f"it refuses this client ({status}{said}); see TRITON_TOKEN_FILE and TRITON_HEADERS"
 
 
-def tls_problem(endpoint: str, access: Access) -> str | None:
-    """What is wrong with TLS, one or the other way; None where that is not what is wrong."""
+def tls_problem(endpoint: str, reason: str, access: Access) -> str | None:
+    """What is wrong with TLS, one or the other way; None where that is not what is wrong.
+
+    Args:
+        endpoint: the server, with its scheme.
+        reason: what the client library said.
+        access: what the client trusts and shows.
+    """
     scheme, _, address = endpoint.partition("://")
     encrypted = scheme in ("grpcs", "https")
     context = (access.tls or Tls()).context()
@@ -74,8 +80,9 @@ def tls_problem(endpoint: str, access: Access) -> str | None:
         return None  # nobody is there, or whoever is there hung up
     if not encrypted:
         return f"it speaks TLS; use {scheme}s://{address} in TRITON_URL"
-    if stays:
-        return None
+    if stays:  # Python trusts it: gRPC has authorities of its own
+        distrusted = "CERTIFICATE_VERIFY_FAILED" in reason
+        return f"its certificate is not to be trusted; {_TRUST}" if distrusted else None
     has_own = access.tls is not None and access.tls.files is not None
     return (
         f"it does not take the client's certificate; {_SHOW}"

@@ -62,7 +62,7 @@ def raise_translated(
     refusal = restricted(reason, access) or unauthorized(status, reason)
     # Triton says UNAVAILABLE of itself, of a protocol it restricts and of a version it has not
     if status == "UNAVAILABLE" and not unknown and refusal is None:
-        refusal = tls_problem(endpoint, access)
+        refusal = tls_problem(endpoint, reason, access)
     if refusal is not None:
         raise ServerAccessError(
             f"{endpoint} and this client do not get together: {refusal}",

@@ -26,7 +26,7 @@ import socket
 import urllib.request
 import uuid
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 import grpc
 from docker.errors import APIError, NotFound
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from testcontainers.core.network import Network
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
     from mlflow_triton_plugin.testing.pki import KeyPair
 
@@ -48,6 +48,7 @@ __all__ = [
     "MlflowContainer",
     "S3Container",
     "ServerContainer",
+    "ServerOptions",
     "TritonContainer",
     "owner",
 ]
@@ -92,38 +93,44 @@ class _Ready(WaitStrategy):
             raise TimeoutError(f"status {container.status}")
 
 
+class ServerOptions(TypedDict, total=False):
+    """What every server can be told.
+
+    Attributes:
+        network: where other containers find it, under `alias`.
+        alias: its name in that network; one that nobody else has when not given.
+        timeout_s: how long it may take to get ready; 90.
+    """
+
+    network: Network | None
+    alias: str
+    timeout_s: float
+
+
 class ServerContainer(DockerContainer):
     """A server on loopback that is ready when it is started, and gone when it is stopped.
 
     Args:
         image: its image.
-        ports: what it listens on, inside.
-        network: where other containers find it, under `alias`.
-        alias: its name in that network.
-        timeout_s: how long it may take to get ready.
+        options: see `ServerOptions`.
     """
 
-    def __init__(
-        self,
-        image: str,
-        *,
-        ports: tuple[int, ...],
-        network: Network | None = None,
-        alias: str = "",
-        timeout_s: float = _START_S,
-    ) -> None:
+    #: What it listens on, inside.
+    PORTS: ClassVar[tuple[int, ...]] = ()
+
+    def __init__(self, image: str, **options: Unpack[ServerOptions]) -> None:
+        network = options.get("network")
         self._mark = uuid.uuid4().hex
         super().__init__(
             image, network=network, labels={LABEL: owner(), _OWN_LABEL: self._mark}, init=True
         )
-        self.alias = alias or f"server-{self._mark[:8]}"
+        self.alias = options.get("alias") or f"server-{self._mark[:8]}"
         if network is not None:
             self.with_network_aliases(self.alias)
-        self.loopback_ports = ports
-        for port in ports:
+        for port in self.PORTS:
             # docker-py takes an address with a port, testcontainers' types do not say so
             self.ports[str(port)] = ("127.0.0.1", None)  # type: ignore[assignment]
-        self.waiting_for(_Ready(self.is_ready, timeout_s))
+        self.waiting_for(_Ready(self.is_ready, options.get("timeout_s", _START_S)))
 
     def is_ready(self) -> bool:
         """Whether it serves."""
@@ -230,25 +237,17 @@ class TritonContainer(ServerContainer):
         image: NVIDIA's, or one with a `tritonserver` on its PATH.
         model_repository: a directory of this machine, mounted at `/models` so that the server can
             read it, or an address as Triton itself spells it (`s3://…`).
-        network: see `ServerContainer`.
-        alias: see `ServerContainer`.
-        timeout_s: see `ServerContainer`.
+        options: see `ServerOptions`.
     """
 
     GRPC_PORT = 8001
     HTTP_PORT = 8000
+    PORTS = (GRPC_PORT, HTTP_PORT)
 
     def __init__(
-        self,
-        image: str,
-        model_repository: str | Path,
-        *,
-        network: Network | None = None,
-        alias: str = "",
-        timeout_s: float = _START_S,
+        self, image: str, model_repository: str | Path, **options: Unpack[ServerOptions]
     ) -> None:
-        ports = (self.GRPC_PORT, self.HTTP_PORT)
-        super().__init__(image, ports=ports, network=network, alias=alias, timeout_s=timeout_s)
+        super().__init__(image, **options)
         # what the server's user writes into a mounted repository, this machine's may not remove
         self.with_env("PYTHONDONTWRITEBYTECODE", "1")
         self._options = ["--model-control-mode=explicit"]
@@ -349,24 +348,14 @@ class MlflowContainer(ServerContainer):
 
     Args:
         image: MLflow's own, or another with an `mlflow` on its PATH.
-        network: see `ServerContainer`.
-        alias: see `ServerContainer`.
-        timeout_s: see `ServerContainer`.
+        options: see `ServerOptions`.
     """
 
     PORT = 5000
+    PORTS = (PORT,)
 
-    def __init__(
-        self,
-        image: str,
-        *,
-        network: Network | None = None,
-        alias: str = "",
-        timeout_s: float = _START_S,
-    ) -> None:
-        super().__init__(
-            image, ports=(self.PORT,), network=network, alias=alias, timeout_s=timeout_s
-        )
+    def __init__(self, image: str, **options: Unpack[ServerOptions]) -> None:
+        super().__init__(image, **options)
         self.with_tmpfs_mount("/mlflow")
         self.with_envs(MLFLOW_DISABLE_TELEMETRY="true", MLFLOW_SERVER_ALLOWED_HOSTS="*")
         self.with_envs(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
@@ -420,26 +409,16 @@ class S3Container(ServerContainer):
 
     Args:
         image: moto's own, or another that listens on port 5000.
-        network: see `ServerContainer`.
-        alias: see `ServerContainer`.
-        timeout_s: see `ServerContainer`.
+        options: see `ServerOptions`.
     """
 
     PORT = 5000
+    PORTS = (PORT,)
     #: moto counts down from here before it looks at who asks and what for.
     _UNCHECKED_ACTIONS = 1_000_000_000
 
-    def __init__(
-        self,
-        image: str,
-        *,
-        network: Network | None = None,
-        alias: str = "",
-        timeout_s: float = _START_S,
-    ) -> None:
-        super().__init__(
-            image, ports=(self.PORT,), network=network, alias=alias, timeout_s=timeout_s
-        )
+    def __init__(self, image: str, **options: Unpack[ServerOptions]) -> None:
+        super().__init__(image, **options)
         self.with_env("INITIAL_NO_AUTH_ACTION_COUNT", str(self._UNCHECKED_ACTIONS))
 
     @property
