@@ -3,6 +3,7 @@
 ```python
 with Network() as network, S3Container("motoserver/moto:5.1.18", network=network) as s3:
     s3.make_bucket("models")
+    s3.put_object("/models/production/README", b"Triton starts on no empty prefix")
     inside = f"{s3.internal_uri}/models/production"
     image = "nvcr.io/nvidia/tritonserver:24.10-py3"
     with TritonContainer(image, inside, network=network) as triton:
