@@ -131,6 +131,67 @@ def test_ctrl_c_while_a_container_is_made_leaves_none(engine: docker.DockerClien
     assert containers_of(engine, os.getpid()) == before
 
 
+#: So many starts are interrupted, each a little later than the one before.
+_MOMENTS = 16
+_INTERRUPTED = """
+import signal, sys, time
+from mlflow_triton_plugin.testing.containers import S3Container
+
+image, moments = sys.argv[1], int(sys.argv[2])
+begun = time.monotonic()
+with S3Container(image):
+    begins_within_s = (time.monotonic() - begun) / 10  # made; the rest is the server's own start
+signal.signal(signal.SIGALRM, signal.default_int_handler)  # Ctrl-C, to the millisecond
+for moment in range(moments):
+    signal.setitimer(signal.ITIMER_REAL, begins_within_s * (moment + 1) / moments)
+    try:
+        S3Container(image).start()
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_ctrl_c_leaves_no_container_whenever_it_comes(engine: docker.DockerClient) -> None:
+    """Docker makes what it was asked for, also where nobody waits for its answer any more."""
+    command = [sys.executable, "-c", _INTERRUPTED, image_of("s3"), str(_MOMENTS)]
+    with subprocess.Popen(
+        command, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        try:
+            assert process.stdout is not None
+            said = [process.stdout.readline() for _ in range(_MOMENTS)]
+            assert said == ["interrupted\n"] * _MOMENTS
+            assert containers_of(engine, process.pid) == []
+        finally:
+            process.kill()
+            process.wait()
+            remove_of_the_dead(engine)
+
+
+def test_arguments_for_docker_are_added_to_what_a_server_has(engine: docker.DockerClient) -> None:
+    """Without its labels nobody would find it, and it would stay."""
+    before = containers_of(engine, os.getpid())
+    server = S3Container(image_of("s3")).with_kwargs(mem_limit="1g", labels={"team": "ours"})
+    with server.with_kwargs(hostname="storage"):
+        (name,) = set(containers_of(engine, os.getpid())) - set(before)
+        made = engine.containers.get(name)
+        assert made.labels["team"] == "ours"
+        assert made.attrs["HostConfig"]["Memory"] == 2**30
+        assert made.attrs["HostConfig"]["Init"]
+        assert made.attrs["Config"]["Hostname"] == "storage"
+    assert containers_of(engine, os.getpid()) == before
+
+
+def test_the_administrators_password_is_on_no_command_line(network: Network) -> None:
+    password = "admin-secret-5d20"  # noqa: S105 - of a server that lives for this test
+    server = MlflowContainer(image_of("mlflow"), network=network)
+    with server.with_basic_auth("admin", password):
+        lines = server.processes()
+        assert any("basic-auth" in line for line in lines), lines
+        assert not [line for line in lines if password in line]
+
+
 def test_a_server_that_does_not_start_is_told_by_its_log_and_removed(
     engine: docker.DockerClient, tmp_path: Path
 ) -> None:

@@ -24,6 +24,7 @@ import json
 import os
 import secrets
 import socket
+import time
 import urllib.request
 import uuid
 from contextlib import suppress
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from docker.models.containers import Container
     from testcontainers.core.network import Network
     from typing_extensions import Self, Unpack
 
@@ -58,6 +60,8 @@ __all__ = [
 LABEL = "mlflow-triton-testing"
 _OWN_LABEL = "mlflow-triton-testing-container"
 _START_S = 90
+#: How long Docker may take to make a container, once it was asked to.
+_CREATION_S = 5.0
 _POLL_S = 0.1
 _PROBE_S = 2.0
 _TAIL_LINES = 30
@@ -133,6 +137,14 @@ class ServerContainer(DockerContainer):
             self.ports[str(port)] = ("127.0.0.1", None)  # type: ignore[assignment]
         self.waiting_for(_Ready(self.is_ready, options.get("timeout_s", _START_S)))
 
+    def with_kwargs(self, **kwargs: Any) -> Self:
+        """More arguments for Docker, such as `mem_limit="1g"`; those given before stay.
+
+        Labels are added to its own, without which it could not be found and removed.
+        """
+        labels = {**kwargs.get("labels", {}), **self._kwargs["labels"]}
+        return super().with_kwargs(**{**self._kwargs, **kwargs, "labels": labels})
+
     def is_ready(self) -> bool:
         """Whether it serves."""
         raise NotImplementedError
@@ -151,19 +163,32 @@ class ServerContainer(DockerContainer):
             raise ContainerNotReadyError(
                 f"{self.image} is not ready ({exc}); the end of what it said:\n{said}"
             ) from exc
+        except Exception:
+            self.stop()
+            raise
         except BaseException:
+            self._wait_for_creation()
             self.stop()
             raise
 
+    def _wait_for_creation(self) -> None:
+        """Docker goes on to make what it was asked for, though Ctrl-C has cut the call short."""
+        deadline = time.monotonic() + _CREATION_S
+        while not self._made() and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+
+    def _made(self) -> list[Container]:
+        """It, by its own label: its id is not known before the call that makes it is back."""
+        client = self.get_docker_client().client
+        label = f"{_OWN_LABEL}={self._mark}"
+        return client.containers.list(all=True, filters={"label": label}, ignore_removed=True)
+
     def stop(self, force: bool = True, delete_volume: bool = True) -> None:  # noqa: FBT001, FBT002
         """Remove it, also where Ctrl-C came before Docker had said its id."""
-        client = self.get_docker_client().client
-        for container in client.containers.list(
-            all=True, filters={"label": f"{_OWN_LABEL}={self._mark}"}, ignore_removed=True
-        ):
+        for container in self._made():
             with suppress(NotFound):
                 container.remove(force=force, v=delete_volume)
-        client.close()
+        self.get_docker_client().client.close()
 
     def address(self, port: int) -> str:
         """`localhost:N` of one of its ports; another one after a restart."""
@@ -181,6 +206,11 @@ class ServerContainer(DockerContainer):
         except (RuntimeError, APIError) as exc:
             return f"({exc})"
         return said.decode(errors="replace")
+
+    def processes(self) -> list[str]:
+        """The command lines of what runs in it, as everybody on this machine may see them."""
+        shown = self.get_wrapped_container().top(ps_args="-o pid,args")
+        return [arguments for _pid, arguments in shown["Processes"]]
 
     # -- what may happen to a server ----------------------------------------------------------
 
