@@ -170,7 +170,7 @@ def integration(session: nox.Session) -> None:
     """Triton, MLflow and S3 in containers, from the wheels, secured, and broken on purpose."""
     install(session, "test", "integration")
     dist = build_wheels(session)
-    user = Path(session.create_tmp(), "user")
+    user = Path(session.create_tmp(), "user").absolute()
     session.run("uv", "venv", "--quiet", "--clear", "--python", "python", str(user))
     into = ("--quiet", "--python", str(user / "bin" / "python"))
     plugin = next(dist.glob("mlflow_triton_plugin-*"))

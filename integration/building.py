@@ -32,6 +32,8 @@ __all__ = ["BUILT", "Image", "base_image", "image_of"]
 
 _HERE = Path(__file__).parent / "images"
 _LABEL = "mlflow-triton-integration-image"
+#: Of what an image is made in; without a name it is of no use afterwards.
+_STAGE = "mlflow-triton-integration-stage"
 _TAIL_LINES = 30
 #: glibc of Debian 12 and Ubuntu 22.04, which the server's wheel asks for too.
 _PLATFORM = "x86_64-manylinux_2_35"
@@ -119,6 +121,7 @@ def _build(image: Image) -> str:
             _say(f"building {tag} from {base_image()}")
             with tempfile.TemporaryDirectory(prefix="mlflow-triton-image-") as context:
                 _build_in(client, image, Path(context), tag)
+            client.images.prune(filters={"dangling": True, "label": _STAGE})
         return tag
     finally:
         client.close()
@@ -173,7 +176,7 @@ def _python_version(client: docker.DockerClient, context: Path) -> str:
     stage.mkdir()
     shutil.copy(_HERE / "ensure-python", stage)
     (stage / "Dockerfile").write_text(
-        "ARG BASE_IMAGE\nFROM ${BASE_IMAGE} AS python\n"
+        f"ARG BASE_IMAGE\nFROM ${{BASE_IMAGE}} AS python\nLABEL {_STAGE}=true\n"
         "COPY ensure-python /usr/local/sbin/\nRUN ensure-python\n",
         "utf-8",
     )

@@ -7,9 +7,9 @@ import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from docker.errors import APIError, NotFound
+from docker.errors import APIError
 
-from mlflow_triton_plugin.testing.containers import LABEL, owner
+from mlflow_triton_plugin.testing.containers import LABEL, owner, remove_container
 
 if TYPE_CHECKING:
     import docker
@@ -39,8 +39,7 @@ def _remove(client: docker.DockerClient, whose: str) -> None:
     for container in client.containers.list(
         all=True, filters={"label": label}, ignore_removed=True
     ):
-        with suppress(NotFound):
-            container.remove(force=True, v=True)
+        remove_container(container)
     for network in client.networks.list(filters={"label": label}):
         with suppress(APIError):  # gone, or somebody of another session looks at it
             network.remove()

@@ -54,16 +54,16 @@ def networks_of(engine: docker.DockerClient, pid: int) -> list[str]:
 
 @pytest.fixture
 def waiting() -> Iterator[subprocess.Popen[str]]:
-    """A pytest session of this suite's, in the midst of a test with a container."""
+    """A pytest session of this suite's, in the midst of a test with a container, until a signal."""
     test = ROOT / "integration" / f"test_waits_{os.getpid()}.py"
     test.write_text(
-        "import sys\n"
+        "import signal\n"
         "from mlflow_triton_plugin.testing.containers import S3Container\n"
         "from .building import image_of\n"
         "def test_waits(network, capfd):\n"
         "    with S3Container(image_of('s3'), network=network), capfd.disabled():\n"
         "        print('waiting', flush=True)\n"
-        "        sys.__stdin__.read()\n"
+        "        signal.pause()\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(test)],

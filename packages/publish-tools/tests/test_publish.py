@@ -233,3 +233,16 @@ def test_a_model_whose_name_cannot_be_registered_fails_alone(python_model: Path)
     shutil.copytree(python_model, python_model.parent / "a:b")
     results = publish_repository(python_model.parent, dry_run=True)
     assert statuses(results) == {"a:b": "failed", "identity": "planned"}
+
+
+@pytest.mark.usefixtures("registry")
+def test_the_tracking_servers_password_is_not_told(
+    python_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow's own message has the address in it."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    mlflow.set_tracking_uri("http://user:hidden@127.0.0.1:1")
+    with pytest.raises(UploadError) as raised:
+        publish_model("identity", python_model)
+    assert "http://***@127.0.0.1:1" in str(raised.value)
+    assert "hidden" not in str(raised.value)

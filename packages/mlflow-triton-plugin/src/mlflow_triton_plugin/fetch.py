@@ -290,7 +290,7 @@ def _downloading(location: str) -> Iterator[None]:
         said = without_secrets(str(exc.message))
         raise MlflowException(said, codes.ErrorCode.Value(exc.error_code)) from exc
     except Exception as exc:
-        said = without_secrets(one_line(exc))
+        said = one_line(exc)
         raise DownloadError(f"{without_secrets(location)} could not be read: {said}") from exc
 
 

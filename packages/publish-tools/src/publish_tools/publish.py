@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from publish_tools.errors import LabelError, PublishError, RegistrationError, UploadError
 from publish_tools.plan import ModelPlan, content_digest, plan_model, plan_repository
 from triton_repo.errors import ArtifactError, InvalidNameError, TritonRepoError
+from triton_repo.text import one_line
 
 if TYPE_CHECKING:
     import os
@@ -373,8 +374,8 @@ def _label(
 
 
 def _reason(exc: Exception) -> str:
-    """One line of what a library said."""
-    text = " ".join(str(exc).split()) or type(exc).__name__
+    """One line of what a library said, which may be an address with a password."""
+    text = one_line(exc)
     return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}…"
 
 

@@ -21,8 +21,8 @@ def brief(value: object) -> str:
 
 
 def one_line(exc: BaseException) -> str:
-    """An error as one line, never an empty one, and fit for a terminal."""
-    return printable(" ".join(str(exc).split())) or type(exc).__name__
+    """An error as one line, never an empty one, fit for a terminal and without a secret."""
+    return printable(without_secrets(" ".join(str(exc).split()))) or type(exc).__name__
 
 
 def printable(text: str) -> str:

@@ -27,7 +27,6 @@ import socket
 import time
 import urllib.request
 import uuid
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 import grpc
@@ -54,6 +53,7 @@ __all__ = [
     "ServerOptions",
     "TritonContainer",
     "owner",
+    "remove_container",
 ]
 
 #: Every container's; its value is `owner()` of the process that started it.
@@ -62,6 +62,8 @@ _OWN_LABEL = "mlflow-triton-testing-container"
 _START_S = 90
 #: How long Docker may take to make a container, once it was asked to.
 _CREATION_S = 5.0
+#: How long it may take to remove one.
+_REMOVAL_S = 60.0
 _POLL_S = 0.1
 _PROBE_S = 2.0
 _TAIL_LINES = 30
@@ -183,11 +185,10 @@ class ServerContainer(DockerContainer):
         label = f"{_OWN_LABEL}={self._mark}"
         return client.containers.list(all=True, filters={"label": label}, ignore_removed=True)
 
-    def stop(self, force: bool = True, delete_volume: bool = True) -> None:  # noqa: FBT001, FBT002
-        """Remove it, also where Ctrl-C came before Docker had said its id."""
+    def stop(self, force: bool = True, delete_volume: bool = True) -> None:  # noqa: ARG002, FBT001, FBT002
+        """Remove it with its volumes, also where Ctrl-C came before Docker had said its id."""
         for container in self._made():
-            with suppress(NotFound):
-                container.remove(force=force, v=delete_volume)
+            remove_container(container)
         self.get_docker_client().client.close()
 
     def address(self, port: int) -> str:
@@ -508,6 +509,24 @@ class S3Container(ServerContainer):
         )
         with urllib.request.urlopen(request, timeout=_PROBE_S):  # noqa: S310 - as above
             pass
+
+
+def remove_container(container: Container) -> None:
+    """Kill and remove it; where somebody else is at that, as a call cut short, wait for its end.
+
+    Raises:
+        APIError: Docker cannot remove it.
+    """
+    deadline = time.monotonic() + _REMOVAL_S
+    while True:
+        try:
+            container.remove(force=True, v=True)
+        except NotFound:
+            return
+        except APIError as exc:
+            if exc.status_code != http.client.CONFLICT or time.monotonic() > deadline:
+                raise
+            time.sleep(_POLL_S)
 
 
 def _answers(url: str) -> bool:
