@@ -243,6 +243,6 @@ def test_the_tracking_servers_password_is_not_told(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     mlflow.set_tracking_uri("http://user:hidden@127.0.0.1:1")
     with pytest.raises(UploadError) as raised:
-        publish_model("identity", python_model)
+        publish_model("identity", python_model, destination=Destination(experiment="elsewhere"))
     assert "http://***@127.0.0.1:1" in str(raised.value)
     assert "hidden" not in str(raised.value)
