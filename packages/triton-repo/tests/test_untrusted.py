@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import tempfile
@@ -244,6 +245,36 @@ def test_an_mlmodel_nested_without_an_end_is_refused(tmp_path: Path) -> None:
         ModelArtifact.open(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: " + ":".join(["1"] * 3_000_000),
+        "a: " + "9" * 3_000_000,
+        "[" + ",".join(["1"] * 200_000) + "]",
+        "a: !!bool x",
+        "a: !!int ''",
+        "a: !!timestamp 2001-99-99",
+        "a: &a [*a]",
+        "? [a]\n: b",
+        "flavors: {triton: {data: &a [*a]}}",
+    ],
+    ids=lambda text: text[:20],
+)
+@pytest.mark.timeout(30)
+def test_yaml_that_no_mlflow_writes_is_refused_at_once(tmp_path: Path, text: str) -> None:
+    (model(tmp_path) / "MLmodel").write_text(text)
+    with pytest.raises(ArtifactError) as raised:
+        converted(tmp_path)
+    assert len(str(raised.value)) < 1000
+
+
+def test_a_dimension_without_an_end_has_no_type(tmp_path: Path) -> None:
+    column = {"name": "x", "type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [1e999]}}
+    text = yaml.safe_dump({"flavors": {"a": {}}, "signature": {"inputs": json.dumps([column])}})
+    (tmp_path / "MLmodel").write_text(text)
+    assert ModelArtifact.open(tmp_path).signature_tensors("inputs") == {}
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda below: st.lists(below, max_size=3) | st.dictionaries(st.text(max_size=4), below),
@@ -293,6 +324,12 @@ model_warmup {
 """
 
 
+STATE = """
+sequence_batching { state { input_name: "a" output_name: "b" data_type: TYPE_FP32 dims: 1
+  initial_state { name: "s" data_type: TYPE_FP32 dims: 1 data_file: "../../x" } } }
+"""
+
+
 @pytest.mark.parametrize(
     ("line", "field"),
     [
@@ -304,6 +341,7 @@ model_warmup {
         ('output { name: "y" data_type: TYPE_FP32 dims: 1 label_filename: "../x" }', "label_file"),
         (ENVIRONMENT, "EXECUTION_ENV_PATH"),
         (WARMUP, "model_warmup"),
+        (STATE, "initial_state"),
         ('model_repository_agents { agents { name: "relocation" } }', "model_repository_agents"),
         ('backend: "../../tmp/evil"', "backend"),
         ('backend: "a/b"', "backend"),
@@ -397,6 +435,29 @@ def test_whatever_bytes_an_onnx_file_has_the_error_is_ours(tmp_path: Path, data:
     (tmp_path / "model.onnx").write_bytes(whole + data)
     (tmp_path / "MLmodel").write_text('{"flavors": {"onnx": {"data": "model.onnx"}}}')
     with suppress(TritonRepoError):
+        converted(tmp_path)
+
+
+@pytest.mark.parametrize("spoil", [link_out, pipe, link_to_a_device], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("data", ["net", "net/model.onnx"])
+@pytest.mark.timeout(30)
+def test_an_onnx_file_that_is_none_is_never_opened(tmp_path: Path, data: str, spoil: Any) -> None:
+    (tmp_path / "net").mkdir()
+    spoil(tmp_path / "net" / "model.onnx")
+    (tmp_path / "MLmodel").write_text(f'{{"flavors": {{"onnx": {{"data": "{data}"}}}}}}')
+    with pytest.raises(ArtifactError):
+        converted(tmp_path)
+
+
+def test_a_name_in_a_graph_that_is_no_utf_8_is_refused(tmp_path: Path) -> None:
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Abs", ["x"], ["y"])], "g", [x], [y])
+    data = (
+        helper.make_model(graph).SerializeToString().replace(b"\x0a\x01x\x12", b"\x0a\x01\xff\x12")
+    )
+    (tmp_path / "model.onnx").write_bytes(data)
+    (tmp_path / "MLmodel").write_text('{"flavors": {"onnx": {"data": "model.onnx"}}}')
+    with pytest.raises(ArtifactError, match="is not an ONNX model"):
         converted(tmp_path)
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from mlflow_triton_plugin.errors import GoldenCheckError, RequestRefusedError
@@ -20,6 +19,7 @@ from mlflow_triton_plugin.response import outputs_from_json
 from triton_repo.artifact import OUTPUT_EXAMPLE
 from triton_repo.errors import ArtifactError
 from triton_repo.tensors import shape_fits
+from triton_repo.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -94,8 +94,11 @@ def read_example(artifact: ModelArtifact, *, tolerance: float) -> GoldenExample:
     Raises:
         ArtifactError: there is no input example, or it cannot be read.
     """
-    model = Model.load(str(artifact.root))
-    info = model.saved_input_example_info
+    try:
+        model = Model.load(str(artifact.root))
+        info = dict(model.saved_input_example_info or {})
+    except Exception as exc:  # MLflow takes an MLmodel at its word: any type may be wrong
+        raise ArtifactError(f"MLflow cannot read the model's MLmodel: {one_line(exc)}") from exc
     if not info:
         raise ArtifactError(
             "the model was logged without an input example, and validate=true needs one; log it "
@@ -104,8 +107,8 @@ def read_example(artifact: ModelArtifact, *, tolerance: float) -> GoldenExample:
     artifact.path(info.get("artifact_path", ""), said_by="MLmodel's saved_input_example_info")
     try:
         inputs = model.load_input_example(str(artifact.root))
-    except (MlflowException, ValueError, KeyError, OSError) as exc:
-        raise ArtifactError(f"the model's input example cannot be read: {exc}") from exc
+    except Exception as exc:  # as above
+        raise ArtifactError(f"the model's input example cannot be read: {one_line(exc)}") from exc
     outputs = artifact.find(OUTPUT_EXAMPLE)
     return GoldenExample(inputs, outputs.read_bytes() if outputs else b"", tolerance)
 

@@ -17,7 +17,7 @@ import yaml
 from triton_repo.errors import ArtifactError, ConfigError, MissingModelFileError
 from triton_repo.scan import Limits, Tally, check_member
 from triton_repo.tensors import TensorSpec, datatype_of
-from triton_repo.text import brief, human_size
+from triton_repo.text import brief, human_size, one_line
 
 __all__ = ["MLMODEL_FILENAME", "OUTPUT_EXAMPLE", "ModelArtifact"]
 
@@ -117,8 +117,10 @@ class ModelArtifact:
         for name in names:
             if name in self.beside:
                 return self.beside[name]
-            if (self.root / name).is_file():
-                return self.path(name)
+            if (self.root / name).exists():
+                found = self.path(name)  # a pipe is refused, and not passed over
+                if found.is_file():
+                    return found
         return None
 
     def signature_tensors(self, side: str) -> dict[str, TensorSpec]:
@@ -146,32 +148,52 @@ class ModelArtifact:
 _MAX_MLMODEL_BYTES = 10_000_000
 
 
+#: MLflow writes about a hundred.
+_MAX_VALUES = 100_000
+#: Of what is no text: `1:1:1:…` is a number in base 60, and takes Python minutes.
+_MAX_SCALAR = 100
+_LONGEST_REASON = 300
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML without merge keys: a few lines of them can stand for more than any memory holds."""
+    """YAML that is not made to fill the memory: no merge keys, no endless numbers or values."""
+
+    values = 0
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Refuse `<<`: a few lines of it can stand for more than any memory holds."""
         if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
             raise yaml.YAMLError("it merges mappings (<<), which MLflow never does")
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self.values += 1
+        if self.values > _MAX_VALUES:
+            raise yaml.YAMLError(f"it holds more than {_MAX_VALUES} values")
+        node = super().compose_node(parent, index)
+        is_text = getattr(node, "tag", "") == self.DEFAULT_SCALAR_TAG
+        if isinstance(node, yaml.ScalarNode) and not is_text and len(node.value) > _MAX_SCALAR:
+            raise yaml.YAMLError(f"a value of {len(node.value)} characters is no text in it")
+        return node
 
 
 def _read_mlmodel(root: Path) -> Mapping[str, Any]:
     path = root / MLMODEL_FILENAME
+    if not os.path.lexists(path):
+        raise MissingModelFileError(
+            f"{root} is no MLflow model: it has no {path.name}", path=path.name
+        )
+    check_member(path, root.resolve())
     try:
-        if os.path.lexists(path):
-            check_member(path, root.resolve())
         with path.open("rb") as file:
             text = file.read(_MAX_MLMODEL_BYTES + 1)
-        if len(text) > _MAX_MLMODEL_BYTES:
-            raise ArtifactError(f"{path} is larger than {human_size(_MAX_MLMODEL_BYTES)}")
-        document = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-    except FileNotFoundError as exc:
-        raise MissingModelFileError(
-            f"{path.parent} is no MLflow model: it has no {path.name}", path=path.name
-        ) from exc
     except OSError as exc:
         raise ArtifactError(f"cannot read {path}: {exc.strerror}") from exc
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as exc:
-        raise ArtifactError(f"{path} is not YAML: {' '.join(str(exc).split())}") from exc
+    if len(text) > _MAX_MLMODEL_BYTES:
+        raise ArtifactError(f"{path} is larger than {human_size(_MAX_MLMODEL_BYTES)}")
+    try:
+        document = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    except Exception as exc:  # a tag on the wrong text gives any: `!!bool x` a KeyError
+        raise ArtifactError(f"{path} is not YAML: {one_line(exc)[:_LONGEST_REASON]}") from exc
     if not isinstance(document, Mapping):
         raise ArtifactError(f"{path} is not a mapping; log the model again")
     return document
@@ -197,6 +219,6 @@ def _column_spec(column: Mapping[str, Any]) -> TensorSpec | None:
             datatype = datatype_of(tensor=_text(tensor, "dtype")).name
             return TensorSpec(name, datatype, shape, optional)
         datatype = datatype_of(column=_text(column, "type")).name
-    except (ConfigError, TypeError, ValueError):
+    except (ConfigError, TypeError, ValueError, OverflowError):  # a dimension may be Infinity
         return None
     return TensorSpec(name, datatype, (-1, 1), optional)

@@ -243,10 +243,13 @@ class ModelConfig:
         """
         message = self._message
         libraries = message.model_operations.op_library_filename
+        states = [each for state in message.sequence_batching.state for each in state.initial_state]
         named = [
             ("default_model_filename", message.default_model_filename),
             *(("cc_model_filenames", name) for name in message.cc_model_filenames.values()),
             *(("model_operations.op_library_filename", name) for name in libraries),
+            *(("initial_state.data_file", each.data_file) for each in states),
+            ("runtime", getattr(message, "runtime", "")),  # newer than some tritonclients
             *self.named_files,
         ]
         for field_name, path in named:

@@ -36,6 +36,9 @@ def convert(artifact: ModelArtifact, name: ModelName, version: int) -> Repositor
     """Plan the entry of an ONNX model; see `flavors.convert` for the arguments and errors."""
     data = artifact.path(artifact.flavors["onnx"].get("data", ""), said_by="MLmodel's onnx flavor")
     model_file, base = _model_file(data)
+    mode, _ = check_member(model_file, artifact.root.resolve())
+    if not stat.S_ISREG(mode):
+        raise ArtifactError(f"{model_file} is no file, and MLmodel's onnx flavor names it")
     graph = read_graph(model_file)
     config = own_config = _user_config(artifact)
     if config is None:

@@ -86,11 +86,17 @@ def read_graph(path: Path) -> OnnxGraph:
     Raises:
         ArtifactError: this is not an ONNX model, or one of its types is none of Triton's.
     """
-    model = _skim_file(path)
+    try:
+        return _outside(_skim_file(path), path)
+    except UnicodeDecodeError as exc:
+        raise ArtifactError(f"{path} is not an ONNX model: a name in it is no UTF-8") from exc
+
+
+def _outside(model: onnx.ModelProto, path: Path) -> OnnxGraph:
     graph = model.graph
-    initialized = {tensor.name for tensor in graph.initializer}
-    initialized |= {tensor.values.name for tensor in graph.sparse_initializer}
-    real_inputs = [value for value in graph.input if value.name not in initialized]
+    initialized = {_text(tensor.name) for tensor in graph.initializer}
+    initialized |= {_text(tensor.values.name) for tensor in graph.sparse_initializer}
+    real_inputs = [value for value in graph.input if _text(value.name) not in initialized]
     if not graph.output:
         raise ArtifactError(f"{path} is not an ONNX model: its graph has no outputs")
     return OnnxGraph(
@@ -101,24 +107,34 @@ def read_graph(path: Path) -> OnnxGraph:
 
 
 def _tensor(value: onnx.ValueInfoProto, path: Path) -> GraphTensor:
+    name = _text(value.name)
     kind = value.type.WhichOneof("value")
     if kind != "tensor_type":
         raise ArtifactError(
-            f"{path}: {value.name!r} is a {kind or 'value without a type'}, and Triton serves "
+            f"{path}: {name!r} is a {kind or 'value without a type'}, and Triton serves "
             "tensors only; export the model without ZipMap or sequences"
         )
     tensor = value.type.tensor_type
     try:
         datatype = datatype_of(onnx=tensor.elem_type).name
     except ConfigError as exc:
-        raise ArtifactError(f"{path}: {value.name!r}: {exc}; cast it in the graph") from exc
+        raise ArtifactError(f"{path}: {name!r}: {exc}; cast it in the graph") from exc
     if not tensor.HasField("shape"):
-        return GraphTensor(value.name, datatype, None)
+        return GraphTensor(name, datatype, None)
     dims = tensor.shape.dim
     shape = tuple(
         dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else -1 for dim in dims
     )
-    return GraphTensor(value.name, datatype, shape, dims[0].dim_param if dims else "")
+    return GraphTensor(name, datatype, shape, _text(dims[0].dim_param) if dims else "")
+
+
+def _text(value: str | bytes) -> str:
+    """A string of the graph, which some releases of protobuf give as bytes where it is no UTF-8.
+
+    Raises:
+        UnicodeDecodeError: it is none; other releases say so where the string is read.
+    """
+    return value if isinstance(value, str) else value.decode()
 
 
 def _external_files(message: Any) -> Iterator[str]:
@@ -129,7 +145,7 @@ def _external_files(message: Any) -> Iterator[str]:
         for item in value if hasattr(value, "append") else [value]:
             if descriptor.name == "external_data":
                 if item.key == "location":
-                    yield str(PurePosixPath(item.value))
+                    yield str(PurePosixPath(_text(item.value)))
             else:
                 yield from _external_files(item)
 
