@@ -466,6 +466,7 @@ def test_a_token_may_be_a_shells_substitution() -> None:
     [
         ("TRITON_URL", "http://user:hidden@h"),
         ("TRITON_URL", "user:hidden@h:1"),
+        ("TRITON_URL", "https://user:hidden,rest@h:1"),
         ("TRITON_URL", "https://h/x?token=hidden"),
         ("TRITON_MODEL_REPO", "s3://user:hidden@bucket/p"),
     ],

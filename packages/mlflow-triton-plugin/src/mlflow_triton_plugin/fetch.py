@@ -331,7 +331,8 @@ def _download_small(
             continue
         with target.open("xb") as file:  # no blocks of the disk are written
             file.truncate(size_bytes)
-    _logger.info("%s: %d large files are copied where they lie", location, len(large))
+    told = without_secrets(location)
+    _logger.info("%s: %d large files are copied where they lie", told, len(large))
     with ThreadPoolExecutor(_DOWNLOADS) as pool:
         list(pool.map(download, small))
     return large

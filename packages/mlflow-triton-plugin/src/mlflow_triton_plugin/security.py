@@ -311,7 +311,7 @@ def _read(path: str, setting: str) -> bytes:
 def _trust(context: ssl.SSLContext, ca: bytes) -> None:
     problem = "holds no PEM certificate"
     try:
-        context.load_verify_locations(cadata=ca.decode("ascii", errors="replace"))
+        context.load_verify_locations(cadata=ca.decode("ascii", errors="ignore"))
         if context.cert_store_stats()["x509"]:
             return
     except (ssl.SSLError, ValueError) as exc:

@@ -10,7 +10,7 @@ import difflib
 import os
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mlflow_triton_plugin.errors import SettingsError
@@ -106,12 +106,6 @@ class Endpoint:
         Raises:
             SettingsError: it is not an address.
         """
-        if not {"@", "?", "#"}.isdisjoint(text):  # not repeated: it may be a password
-            raise SettingsError(
-                f"{setting} has more than a host and a port in it; credentials go into "
-                "TRITON_HEADERS_FILE or TRITON_TOKEN_FILE",
-                setting=setting,
-            )
         scheme, separator, rest = text.strip().rpartition("://")
         scheme = scheme if separator else "grpc"
         match = _ADDRESS.fullmatch(rest)
@@ -146,10 +140,10 @@ class Settings:
     """
 
     endpoints: tuple[Endpoint, ...]
-    model_repository: str
+    model_repository: str = field(repr=False)  # a password in it is refused only when it is used
     request_timeout_s: float
-    artifacts_destination: str = ""
-    s3_endpoint: str = ""
+    artifacts_destination: str = field(default="", repr=False)
+    s3_endpoint: str = field(default="", repr=False)
     access: Access = OPEN
 
     @classmethod
@@ -168,6 +162,12 @@ class Settings:
         if not addresses:
             addresses, setting = env.get("TRITON_URL") or DEFAULT_URL, "TRITON_URL"
         timeout = env.get("TRITON_REQUEST_TIMEOUT") or "60"
+        if not {"@", "?", "#"}.isdisjoint(addresses):  # not repeated: it may be a password
+            raise SettingsError(
+                f"{setting} has more than hosts and ports in it; credentials go into "
+                "TRITON_HEADERS_FILE or TRITON_TOKEN_FILE",
+                setting=setting,
+            )
         endpoints = tuple(
             Endpoint.parse(each, setting=setting) for each in addresses.rstrip("/").split(",")
         )

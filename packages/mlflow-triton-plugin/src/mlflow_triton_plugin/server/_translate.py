@@ -57,7 +57,7 @@ def raise_translated(
     cause: Exception | None = exc
     if access.without_secrets(str(exc)) != str(exc):
         cause = None  # a gateway repeated what it was sent: so would a traceback
-    reason = access.without_secrets(" ".join(reason.split()))
+    reason = " ".join(access.without_secrets(reason).split())
     unknown = bool(model) and (status == "NOT_FOUND" or bool(_UNKNOWN.search(reason)))
     refusal = restricted(reason, access) or unauthorized(status, reason)
     # Triton says UNAVAILABLE of itself, of a protocol it restricts and of a version it has not
