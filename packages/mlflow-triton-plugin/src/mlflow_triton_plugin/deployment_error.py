@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 from mlflow.exceptions import MlflowException
 
-from triton_repo.text import printable, without_secrets
+from triton_repo.text import as_line
 
 __all__ = ["DeploymentError"]
 
@@ -19,5 +19,4 @@ class DeploymentError(MlflowException, click.ClickException):  # type: ignore[mi
     """
 
     def __init__(self, message: str, error_code: int) -> None:
-        said = printable(without_secrets(" ".join(message.split())))
-        super().__init__(said, error_code=error_code)
+        super().__init__(as_line(message), error_code=error_code)

@@ -5,7 +5,15 @@ from __future__ import annotations
 import re
 import reprlib
 
-__all__ = ["brief", "has_password", "human_size", "one_line", "printable", "without_secrets"]
+__all__ = [
+    "as_line",
+    "brief",
+    "has_password",
+    "human_size",
+    "one_line",
+    "printable",
+    "without_secrets",
+]
 
 #: `user:password@` of an address; a port may also stand before an @, further on.
 _PASSWORD = re.compile(r"(?<=://)[^\s/'\"@:]*:(?!//|\d+/)[^\s'\"]*@|(?<=://)[^\s/'\"]*:[^\s/'\"]*@")
@@ -22,7 +30,12 @@ def brief(value: object) -> str:
 
 def one_line(exc: BaseException) -> str:
     """An error as one line, never an empty one, fit for a terminal and without a secret."""
-    return printable(without_secrets(" ".join(str(exc).split()))) or type(exc).__name__
+    return as_line(str(exc)) or type(exc).__name__
+
+
+def as_line(text: str) -> str:
+    """A text as one line, fit for a terminal and without a secret."""
+    return printable(without_secrets(" ".join(text.split())))
 
 
 def printable(text: str) -> str:
