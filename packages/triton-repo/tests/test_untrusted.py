@@ -24,10 +24,9 @@ from triton_repo.errors import ArtifactError, ConfigError, InvalidNameError, Tri
 from triton_repo.flavors import choose_flavor, convert
 from triton_repo.scan import Limits, Tally, scan_tree
 from triton_repo.tensors import TensorSpec
-from triton_repo.text import has_password, one_line, printable, without_secrets
+from triton_repo.text import has_secret, one_line, printable, without_secrets
 
-LOOK_ALIKES = ["\u2215", "\u2044", "\uff0f", "\u29f8", "\\", "\uff3c", "\u2216", "\ufe68"]
-LOOK_ALIKES += ["\u2024", "\uff0e", "\u2025", "\u2026"]
+LOOK_ALIKES = ["\u2215", "\u2044", "\uff0f", "\u29f8", "\\", "\uff3c", "\u2216", "\ufe68", "\u2105"]
 NOT_PRINTABLE = ["\n", "\t", "\x1b", "\x7f", "\u0085", "\u202e", "\u2066", "\u200b", "\u00ad"]
 NOT_PRINTABLE += ["\u2028", "\ufeff", "\udcff"]
 
@@ -59,16 +58,55 @@ def test_a_name_with_a_character_that_misleads_is_refused_and_escaped(
     tmp_path: Path, where: str, character: str
 ) -> None:
     (model(tmp_path) / where / f"label{character}s").write_text("")
-    with pytest.raises(ArtifactError, match="not printable or looks like a separator") as raised:
+    with pytest.raises(ArtifactError, match=r"is not printable|looks like a separator") as raised:
         converted(tmp_path)
     assert one_line(raised.value) == str(raised.value)
     assert str(raised.value).isascii()
 
 
 def test_letters_of_any_script_may_name_a_file(tmp_path: Path) -> None:
-    for name in ("Größe.txt", "標籤.txt", "метки", "a b", "نام"):
+    names = [
+        "Größe.txt",
+        "標籤.txt",
+        "метки",
+        "a b",
+        "نام",
+        "paral·lel",
+        "نی\u200cم",
+        "क्\u200dष",
+    ]
+    names += [
+        "第一\u3000章",
+        "完。",
+        "and so on…",
+        "12\u202f000",
+        "a\u00a0b",
+        "½",
+        "No\u0308l",
+    ]
+    for name in names:
         (model(tmp_path / name) / "model" / name).write_text("")
         assert name in converted(tmp_path / name).shared.names()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "\u2025",
+        "\uff0e\uff0e",
+        "\uff0e",
+        "\u3002\u3002",
+        "\u200dab",
+        "a\u200d/",
+        "a\u3000",
+    ],
+)
+def test_a_name_that_looks_like_a_directory_is_refused(tmp_path: Path, name: str) -> None:
+    place = model(tmp_path) / "model" / name
+    place.parent.mkdir(exist_ok=True)
+    place.mkdir() if name.endswith("/") else place.write_text("")
+    with pytest.raises(ArtifactError, match="rename it"):
+        converted(tmp_path)
 
 
 @pytest.mark.parametrize("character", LOOK_ALIKES + NOT_PRINTABLE + ["/", "é", "\uff11"], ids=ascii)
@@ -268,8 +306,9 @@ def test_yaml_that_no_mlflow_writes_is_refused_at_once(tmp_path: Path, text: str
     assert len(str(raised.value)) < 1000
 
 
-def test_a_dimension_without_an_end_has_no_type(tmp_path: Path) -> None:
-    column = {"name": "x", "type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [1e999]}}
+@pytest.mark.parametrize("dim", [1e999, 10**23, -(10**23), "x", None])
+def test_a_dimension_without_an_end_has_no_type(tmp_path: Path, dim: Any) -> None:
+    column = {"name": "x", "type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [dim]}}
     text = yaml.safe_dump({"flavors": {"a": {}}, "signature": {"inputs": json.dumps([column])}})
     (tmp_path / "MLmodel").write_text(text)
     assert ModelArtifact.open(tmp_path).signature_tensors("inputs") == {}
@@ -365,7 +404,7 @@ def test_triton_own_agent_that_checks_sums_is_let_through(tmp_path: Path) -> Non
 def test_a_huge_config_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
     with (model(tmp_path) / "model" / "config.pbtxt").open("wb") as file:
         file.truncate(10**11)
-    with pytest.raises(ConfigError, match=r"larger than 10\.0 MB"):
+    with pytest.raises(ConfigError, match=r"larger than 1\.0 MB"):
         converted(tmp_path)
 
 
@@ -388,18 +427,95 @@ def test_no_name_of_a_tensor_gets_out_of_its_quotes(names: list[str], comment: s
 # -- ONNX ---------------------------------------------------------------------------------------
 
 
+def onnx_model(root: Path, location: str | None = None, data: str = "model.onnx") -> Path:
+    """A model as MLflow logs it, perhaps with weights in another file."""
+    tensor = helper.make_tensor("w", TensorProto.FLOAT, [1], [0.0])
+    if location is not None:
+        tensor.ClearField("float_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value=location)
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"])], "g", [x], [y], [tensor])
+    root.mkdir(exist_ok=True)
+    (root / "MLmodel").write_text(json.dumps({"flavors": {"onnx": {"data": data}}}))
+    (root / data).write_bytes(helper.make_model(graph).SerializeToString())
+    return root
+
+
+def test_limits_hold_for_mlflows_own_layout(tmp_path: Path) -> None:
+    onnx_model(tmp_path, "weights")
+    with (tmp_path / "weights").open("wb") as file:
+        file.truncate(3 * 10**12)
+    with pytest.raises(ArtifactError, match=r"more than 1.0 TB.*max_size"):
+        converted(tmp_path)
+    assert converted(tmp_path, Limits(size_bytes=4 * 10**12)).size_bytes > 3 * 10**12
+    with pytest.raises(ArtifactError, match=r"more than 1 files and directories.*max_files"):
+        converted(tmp_path, Limits(files=1, size_bytes=4 * 10**12))
+
+
+def test_limits_hold_for_the_files_that_a_config_names(tmp_path: Path) -> None:
+    output = 'output { name: "y" data_type: TYPE_FP32 dims: 1 label_filename: "labels" }'
+    (onnx_model(tmp_path) / "config.pbtxt").write_text(f'backend: "onnxruntime" {output}')
+    with (tmp_path / "labels").open("wb") as file:
+        file.truncate(3 * 10**12)
+    with pytest.raises(ArtifactError, match=r"more than 1.0 TB.*max_size"):
+        converted(tmp_path)
+
+
+@pytest.mark.parametrize("character", LOOK_ALIKES + NOT_PRINTABLE, ids=ascii)
+@pytest.mark.parametrize("part", ["model file", "weights", "named by the config"])
+def test_names_that_mislead_are_refused_in_mlflows_own_layout(
+    tmp_path: Path, part: str, character: str
+) -> None:
+    name = f"a{character}b"
+    if part == "model file":
+        onnx_model(tmp_path, data="model.onnx")
+        quoted = json.dumps(name, ensure_ascii=False) if character != "\udcff" else '"a\\377b"'
+        (tmp_path / "config.pbtxt").write_text(f"default_model_filename: {quoted}")
+    elif part == "weights" and character != "\udcff":
+        (onnx_model(tmp_path, name) / name).write_text("")
+    else:
+        label = f"label_filename: {json.dumps(os.fsencode(name).decode('latin-1'))}"
+        label = label.replace("\\u00", "\\x")
+        output = f'output {{ name: "y" data_type: TYPE_FP32 dims: 1 {label} }}'
+        (onnx_model(tmp_path) / "config.pbtxt").write_text(output)
+        (tmp_path / name).write_text("")
+    with pytest.raises((ArtifactError, ConfigError)):
+        converted(tmp_path)
+
+
+def encoded(tag: int, data: bytes) -> bytes:
+    """A field of a message, as protobuf has it."""
+    size, head = len(data), bytearray([tag])
+    while size >= 0x80:
+        head.append(size & 0x7F | 0x80)
+        size >>= 7
+    return bytes([*head, size]) + data
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x0a\x00" * 6_000_000,  # nodes
+        b"\x5a\x00" * 1_000_000,  # inputs
+        encoded(0x0A, b"\x0d1234\x0a\x00" * 6_000_000),  # inputs' names, numbers in between
+        b"".join(encoded(0x2A, encoded(0x42, b"%d" % n)) for n in range(600_000)),  # initializers
+    ],
+    ids=["nodes", "inputs", "names", "initializers"],
+)
+@pytest.mark.timeout(120)
+def test_a_graph_of_nothing_but_graph_is_given_up(tmp_path: Path, content: bytes) -> None:
+    onnx_model(tmp_path)
+    (tmp_path / "model.onnx").write_bytes(encoded(0x3A, content))
+    with pytest.raises(ArtifactError, match=r"more than 5000000 nodes|more names than any model"):
+        converted(tmp_path)
+
+
 @pytest.mark.parametrize(
     "location", ["/etc/passwd", "../../outside", "a/../../../outside", "", ".", "link", "m\0"]
 )
 def test_weights_outside_the_artifact_are_refused(tmp_path: Path, location: str) -> None:
-    tensor = helper.make_tensor("w", TensorProto.FLOAT, [1], [0.0])
-    tensor.ClearField("float_data")
-    tensor.data_location = TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value=location)
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
-    graph = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"])], "g", [x], [y], [tensor])
-    (tmp_path / "MLmodel").write_text('{"flavors": {"onnx": {"data": "model.onnx"}}}')
-    (tmp_path / "model.onnx").write_bytes(helper.make_model(graph).SerializeToString())
+    onnx_model(tmp_path, location)
     (tmp_path / "link").symlink_to("/etc/hostname")
     with pytest.raises(ArtifactError):
         converted(tmp_path)
@@ -410,17 +526,9 @@ def test_a_graph_nested_without_an_end_is_refused(tmp_path: Path) -> None:
     data = b""
     for _ in range(2000):
         # GraphProto.node = 1 > NodeProto.attribute = 5 > AttributeProto.g = 6
-        for tag in (b"\x32", b"\x2a", b"\x0a"):
-            size, encoded = len(data), bytearray()
-            while size >= 0x80:
-                encoded.append(size & 0x7F | 0x80)
-                size >>= 7
-            data = tag + bytes([*encoded, size]) + data
-    size, encoded = len(data), bytearray()
-    while size >= 0x80:
-        encoded.append(size & 0x7F | 0x80)
-        size >>= 7
-    (tmp_path / "model.onnx").write_bytes(b"\x3a" + bytes([*encoded, size]) + data)
+        for tag in (0x32, 0x2A, 0x0A):
+            data = encoded(tag, data)
+    (tmp_path / "model.onnx").write_bytes(encoded(0x3A, data))
     (tmp_path / "MLmodel").write_text('{"flavors": {"onnx": {"data": "model.onnx"}}}')
     with pytest.raises(ArtifactError, match="is not an ONNX model"):
         converted(tmp_path)
@@ -468,17 +576,68 @@ def test_a_name_in_a_graph_that_is_no_utf_8_is_refused(tmp_path: Path) -> None:
     ("text", "told"),
     [
         ("http://user:secret@h/x", "http://***@h/x"),
+        ("http://token-secret@h/x", "http://***@h/x"),
+        ("http://u:se'cr@et@h/x", "http://***@h/x"),
+        ("http://u:my secret@h/x", "http://***@h/x"),
+        ("http://u:p@b/secret@h/x", "http://***@h/x"),
         ("postgresql://u:se/cr@et@h:1/db is down", "postgresql://***@h:1/db is down"),
-        ("'https://h/x?X-Amz-Signature=secret'", "'https://h/x'"),
-        ("models:/m@champion", "models:/m@champion"),
-        ("s3://http://host:9000/bucket/key@x", "s3://http://host:9000/bucket/key@x"),
-        ("wasbs://container@account.host/p", "wasbs://container@account.host/p"),
-        ("10:20 http://h:5000/a and b@c", "10:20 http://h:5000/a and b@c"),
+        ("postgresql+psycopg2://u:1/secret@h/db", "postgresql+psycopg2://***@h/db"),
+        ("s3://http://key:secret@h:9000/b/p", "s3://http://***@h:9000/b/p"),
+        ("https://h/x?X-Amz-Signature=secret", "https://h/x"),
+        ("wasbs://c@a.host/p?sv=1&sig=secret", "wasbs://c@a.host/p"),
     ],
 )
-def test_an_address_is_told_without_its_secrets(text: str, told: str) -> None:
+def test_an_address_with_a_secret_is_known_and_told_without(text: str, told: str) -> None:
+    assert has_secret(text)
     assert without_secrets(text) == told
-    assert has_password(text) == ("***" in told)
+    assert without_secrets(f"'{text}' is gone") == f"'{told}' is gone"
+
+
+def test_a_fragment_may_hold_a_token() -> None:
+    assert has_secret("https://h/x#access_token=secret")
+    assert without_secrets("https://h/x#access_token=secret") == "https://h/x#access_token=***"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "models:/m@champion",
+        "models://scope:prefix@databricks/m/1",
+        "s3://http://host:9000/bucket/key@x",
+        "s3://http://[::1]:9000/b/p@q",
+        "s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/a/path@v1",
+        "wasbs://container@account.host/p",
+        "sftp://user@host/p",
+        "file:///what?/m",
+        "/a/what?/m@x",
+        "grpc://a:8001,grpc://b:8001/x@y",
+        "mlflow-artifacts://h:5000/1/a@b",
+        "10:20 http://h:5000/a and b@c",
+        "at http://h:5000: no model models:/m@champion",
+    ],
+)
+def test_an_address_without_a_secret_is_told_as_it_is(address: str) -> None:
+    assert without_secrets(address) == address
+    assert not has_secret(address)
+
+
+def test_a_path_may_look_like_an_address() -> None:
+    assert not has_secret("/data/x://a:b@c")
+    assert not has_secret("file:///data/x://a:b@c")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Max retries exceeded with url: /k?X-Amz-Credential=secret&X-Amz-Signature=secret (Caused",
+        "DefaultEndpointsProtocol=https;AccountName=a;AccountKey=secret==;",
+        "GET /x?sv=1&sig=secret HTTP/1.1",
+        "{'Signature=secret', 'token=secret'}",
+    ],
+)
+def test_what_signs_an_address_is_masked_by_its_name(text: str) -> None:
+    assert "secret" not in without_secrets(text)
+    assert "***" in without_secrets(text)
 
 
 def test_an_error_is_one_printable_line() -> None:

@@ -29,12 +29,12 @@ from mlflow.utils.uri import is_local_uri
 from mlflow_triton_plugin.errors import DownloadError, SettingsError
 from triton_repo.artifact import MLMODEL_FILENAME, ModelArtifact
 from triton_repo.config import CONFIG_FILENAME
-from triton_repo.entry import RemoteFile
+from triton_repo.entry import RemoteFile, check_file_name
 from triton_repo.errors import ArtifactError, MissingModelFileError, TritonRepoError
 from triton_repo.flavors import choose_flavor
 from triton_repo.record import Source
-from triton_repo.scan import Limits, Tally, check_file_name
-from triton_repo.text import one_line, without_secrets
+from triton_repo.scan import Limits, Tally, scan_tree
+from triton_repo.text import has_secret, one_line, without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -135,7 +135,7 @@ def resolve(model_uri: str) -> ResolvedModel:
         DownloadError: the same, where MLflow has no words for it.
         SettingsError: the URI has a secret in it, which would be recorded.
     """
-    if without_secrets(model_uri) != model_uri:
+    if has_secret(model_uri):
         raise SettingsError(
             f"{without_secrets(model_uri)} was given with a password or a signature, and what is "
             "deployed is recorded; leave it out and give MLflow its credentials in the environment",

@@ -17,7 +17,7 @@ from mlflow_triton_plugin.errors import SettingsError
 from mlflow_triton_plugin.security import OPEN, Access
 from triton_repo.change import Together
 from triton_repo.scan import Limits
-from triton_repo.text import has_password
+from triton_repo.text import has_secret
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -195,7 +195,7 @@ class Settings:
                 "(--model-repository)",
                 setting="TRITON_MODEL_REPO",
             )
-        if has_password(self.model_repository):
+        if has_secret(self.model_repository):
             raise SettingsError(
                 "TRITON_MODEL_REPO has a password in it; leave it out, credentials go where "
                 "TRITON_CLOUD_CREDENTIAL_PATH says",

@@ -148,6 +148,8 @@ class ModelArtifact:
 _MAX_MLMODEL_BYTES = 10_000_000
 
 
+#: Triton counts in 64 bits.
+_LARGEST_DIMENSION = 2**63 - 1
 #: MLflow writes about a hundred.
 _MAX_VALUES = 100_000
 #: Of what is no text: `1:1:1:…` is a number in base 60, and takes Python minutes.
@@ -216,6 +218,8 @@ def _column_spec(column: Mapping[str, Any]) -> TensorSpec | None:
         if column.get("type") == "tensor":
             tensor = _mapping(column.get("tensor-spec"))
             shape = tuple(int(dim) for dim in tensor.get("shape", ()))
+            if any(abs(dim) > _LARGEST_DIMENSION for dim in shape):
+                return None
             datatype = datatype_of(tensor=_text(tensor, "dtype")).name
             return TensorSpec(name, datatype, shape, optional)
         datatype = datatype_of(column=_text(column, "type")).name

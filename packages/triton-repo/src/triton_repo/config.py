@@ -50,8 +50,8 @@ _SEEN_BY_ALL = (
 )
 
 
-#: Those of real models are a thousandth of it.
-_MAX_BYTES = 10_000_000
+#: Those of real models are a hundredth of it, and parsing takes seconds for each megabyte.
+_MAX_BYTES = 1_000_000
 #: A directory's name below Triton's backends, or none.
 _BACKEND = re.compile(r"(?!\.)[\w.+-]*", re.ASCII)
 #: Triton's own that only looks at a model.

@@ -12,20 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from triton_repo.entry import EntryFile, Tree
+from triton_repo.entry import EntryFile, Tree, check_file_name
 from triton_repo.errors import ArtifactError
 from triton_repo.text import human_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["UNLIMITED", "Limits", "Tally", "check_file_name", "check_member", "scan_tree"]
-
-#: What is read as a separator, or as one or two dots, by a person or by a program that normalizes.
-_LOOK_ALIKES = frozenset(
-    "\\\u2044\u2215\u2216\u29f5\u29f8\u29f9\ufe68\uff0f\uff3c\u2571\u2572"  # / and \
-    "\u2024\u2025\u2026\u3002\ufe52\uff0e\uff61\u00b7\u0701\u0702"  # . and ..
-)
+__all__ = ["UNLIMITED", "Limits", "Tally", "check_member", "scan_tree"]
 
 
 @dataclass(frozen=True)
@@ -99,21 +93,6 @@ class Tally:
             )
 
 
-def check_file_name(name: str) -> None:
-    """Let the name of one file or directory through, or say what is wrong with it.
-
-    Raises:
-        ArtifactError: it holds a character that is not printable (a control character, a mark that
-            turns the direction of text, a byte that is not UTF-8), or that looks like a separator.
-    """
-    for character in name:
-        if not character.isprintable() or character in _LOOK_ALIKES:
-            raise ArtifactError(
-                f"the model has a file {name!a}, and {character!a} in a name is not "
-                "printable or looks like a separator; rename it"
-            )
-
-
 def scan_tree(
     directory: Path,
     *,
@@ -174,7 +153,7 @@ class _Walk:
             path = at / entry.name
             if not self.keep(path):
                 continue
-            check_file_name(entry.name)
+            check_file_name(entry.name)  # directories, too
             mode, size_bytes = check_member(Path(entry.path), self.root)
             if stat.S_ISDIR(mode):
                 directories.append(path)

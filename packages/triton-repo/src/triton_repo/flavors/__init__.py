@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from triton_repo.entry import check_file_name
 from triton_repo.errors import UnsupportedFlavorError
 from triton_repo.flavors import onnx, triton
 
@@ -57,7 +58,11 @@ def convert(
         ArtifactError: the model's files are not what MLmodel says; nothing was written.
         ConfigError: its config.pbtxt is wrong, or none can be generated.
     """
-    return _CONVERTERS[flavor](artifact, name, version)
+    entry = _CONVERTERS[flavor](artifact, name, version)
+    for tree in (entry.shared, *entry.versions.values()):
+        for part in {part for file in tree.files for part in file.path.parts}:
+            check_file_name(part)
+    return entry
 
 
 def _unsupported(artifact: ModelArtifact, flavor: str | None, what: str) -> UnsupportedFlavorError:

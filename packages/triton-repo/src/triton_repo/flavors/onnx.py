@@ -7,6 +7,7 @@ the graph, so that the model also loads where the server's auto-complete is off.
 from __future__ import annotations
 
 import stat
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from triton_repo.scan import check_member, scan_tree
 if TYPE_CHECKING:
     from triton_repo.artifact import ModelArtifact
     from triton_repo.entry import ModelName
+    from triton_repo.scan import Tally
     from triton_repo.tensors import TensorSpec
 
 __all__ = ["GENERATED_MAX_BATCH_SIZE", "convert", "generate_config"]
@@ -35,10 +37,9 @@ GENERATED_MAX_BATCH_SIZE = 1024
 def convert(artifact: ModelArtifact, name: ModelName, version: int) -> RepositoryEntry:
     """Plan the entry of an ONNX model; see `flavors.convert` for the arguments and errors."""
     data = artifact.path(artifact.flavors["onnx"].get("data", ""), said_by="MLmodel's onnx flavor")
-    model_file, base = _model_file(data)
-    mode, _ = check_member(model_file, artifact.root.resolve())
-    if not stat.S_ISREG(mode):
-        raise ArtifactError(f"{model_file} is no file, and MLmodel's onnx flavor names it")
+    members = _Members(artifact, artifact.tally())
+    model_file, base = _model_file(data, artifact.root)
+    model_bytes = members.size_of(model_file, said_by="MLmodel's onnx flavor")
     graph = read_graph(model_file)
     config = own_config = _user_config(artifact)
     if config is None:
@@ -50,18 +51,39 @@ def convert(artifact: ModelArtifact, name: ModelName, version: int) -> Repositor
         )
     elif config.pinned_versions:
         config = config.pinned([version])
-    tree = _version_tree(artifact, model_file, base, graph, _filename(config, model_file, base))
+    model = EntryFile(PurePosixPath(_filename(config, model_file, base)), model_file, model_bytes)
+    tree = _version_tree(members, model, base, graph)
     return RepositoryEntry(
         name=name,
         flavor="onnx",
         versions={version: tree},
-        shared=_shared_tree(artifact, config),
+        shared=_shared_tree(members, config),
         config=config.with_name(name),
         has_own_config=own_config is not None,
     )
 
 
-def _model_file(data: Path) -> tuple[Path, Path]:
+@dataclass(frozen=True)
+class _Members:
+    """The files of a model, counted before they are made part of a plan."""
+
+    artifact: ModelArtifact
+    tally: Tally
+
+    def size_of(self, path: Path, *, said_by: str) -> int:
+        """The size of what the artifact has found at `path`.
+
+        Raises:
+            ArtifactError: it is no file, or a limit is passed.
+        """
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ArtifactError(f"{path} is no file, and {said_by} names it")
+        self.tally.add(PurePosixPath(path.name), status.st_size)
+        return status.st_size
+
+
+def _model_file(data: Path, root: Path) -> tuple[Path, Path]:
     """The .onnx file and the directory that its external files are relative to."""
     if data.is_file():
         return data, data.parent
@@ -73,7 +95,9 @@ def _model_file(data: Path) -> tuple[Path, Path]:
             f"{MODEL_FILENAME}, is needed",
             path=MODEL_FILENAME,
         )
-    return (named or candidates)[0], data
+    (model_file,) = named or candidates
+    check_member(model_file, root.resolve())
+    return model_file, data
 
 
 def _user_config(artifact: ModelArtifact) -> ModelConfig | None:
@@ -93,62 +117,63 @@ def _filename(config: ModelConfig, model_file: Path, base: Path) -> str:
     return named or MODEL_FILENAME
 
 
-def _version_tree(
-    artifact: ModelArtifact, model_file: Path, base: Path, graph: OnnxGraph, filename: str
-) -> Tree:
+def _version_tree(members: _Members, model: EntryFile, base: Path, graph: OnnxGraph) -> Tree:
     """The model and what it needs, at the same relative paths: ONNX Runtime resolves them so."""
-    model = EntryFile(PurePosixPath(filename), model_file, model_file.stat().st_size)
-    if base.resolve() != artifact.root.resolve():
-        # A directory of its own (`data: onnx/`): everything in it belongs to the model.
-        whole = scan_tree(base, inside=artifact.root, tally=artifact.tally())
-        others = tuple(
-            file
-            for file in whole.files
-            if file.source != model_file and str(file.path) != CONFIG_FILENAME
+    root = members.artifact.root
+    if base.resolve() == root.resolve():
+        return Tree((model, *_external(members, base, graph)))
+    # A directory of its own (`data: onnx/`): everything in it belongs to the model.
+    whole = scan_tree(base, inside=root, tally=members.artifact.tally())
+    others = tuple(
+        file
+        for file in whole.files
+        if file.source != model.source and str(file.path) != CONFIG_FILENAME
+    )
+    _external(members, base, graph)
+    if any(file.path == model.path for file in others):
+        raise ArtifactError(
+            f"{base} holds another {model.path} than {model.source.name}, the model that MLmodel "
+            "names; remove or rename it"
         )
-        _check_external(artifact, base, graph)
-        if any(file.path == model.path for file in others):
-            raise ArtifactError(
-                f"{base} holds another {filename} than {model_file.name}, the model that MLmodel "
-                "names; remove or rename it"
-            )
-        return Tree((model, *others), whole.empty_directories)
-    return Tree((model, *_check_external(artifact, base, graph)))
+    return Tree((model, *others), whole.empty_directories)
 
 
-def _check_external(artifact: ModelArtifact, base: Path, graph: OnnxGraph) -> list[EntryFile]:
+def _external(members: _Members, base: Path, graph: OnnxGraph) -> list[EntryFile]:
+    """The files that hold weights of the graph."""
     files = []
     for location in graph.external_files:
         said_by = "the ONNX graph (external data)"
         if PurePosixPath(location).is_absolute():
             raise ArtifactError(f"{said_by} names {location!r}, which leaves the model")
+        artifact = members.artifact
         path = artifact.path(str(base.relative_to(artifact.root) / location), said_by=said_by)
-        mode, size_bytes = check_member(path, artifact.root.resolve())
-        if not stat.S_ISREG(mode):
-            raise ArtifactError(f"{said_by} names {location!r}, which is no file")
+        size_bytes = members.size_of(path, said_by=said_by)
         files.append(EntryFile(PurePosixPath(location), path, size_bytes))
     return files
 
 
-def _shared_tree(artifact: ModelArtifact, config: ModelConfig) -> Tree:
+def _shared_tree(members: _Members, config: ModelConfig) -> Tree:
     """The files config.pbtxt names beside itself, from wherever the user can have put them."""
-    files = []
+    files = {}
     for field, name in config.named_files:
-        if not is_shared_path(PurePosixPath(name)):
+        path = PurePosixPath(name)
+        if not is_shared_path(path):
             raise ConfigError(
                 f"{CONFIG_FILENAME}: {field} names {name!r}, which is outside the model, in a "
                 "version directory or a name of our own; put it beside config.pbtxt",
                 field=field,
             )
-        path = artifact.find(name, f"extra_files/{name}", f"extra_files/{PurePosixPath(name).name}")
-        if path is None:
+        if path in files:
+            continue
+        source = members.artifact.find(name, f"extra_files/{name}", f"extra_files/{path.name}")
+        if source is None:
             raise MissingModelFileError(
                 f"{CONFIG_FILENAME}: {field} names {name!r}, which was not logged with the model; "
                 "add it with extra_files=[…] or mlflow.log_artifact",
                 path=name,
             )
-        files.append(EntryFile(PurePosixPath(name), path, path.stat().st_size))
-    return Tree(tuple({file.path: file for file in files}.values()))
+        files[path] = EntryFile(path, source, members.size_of(source, said_by=CONFIG_FILENAME))
+    return Tree(tuple(files.values()))
 
 
 # -- the generated config ---------------------------------------------------------------------

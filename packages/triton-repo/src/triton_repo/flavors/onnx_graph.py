@@ -1,14 +1,16 @@
 """What an ONNX file says about itself, read without its weights. The only door to `onnx`.
 
-A model of 2 GB is skimmed through a memory map: long runs of bytes (the weights) are stepped over,
-so neither memory nor time grows with them.
+A model of 2 GB is skimmed through a memory map: weights are stepped over, so that neither memory
+nor time grows with them, and a file that was made to take an age is given up.
 Format: onnx.proto and protobuf's "Encoding" document.
 """
 
 from __future__ import annotations
 
 import mmap
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,7 @@ from triton_repo.errors import ArtifactError, ConfigError
 from triton_repo.tensors import TensorSpec, datatype_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     import onnx  # noqa: TID251 - this is the door
@@ -28,8 +30,34 @@ __all__ = ["OnnxGraph", "read_graph"]
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _LAST_BYTE = 0x80
 
-#: Longer runs of bytes are tensor contents; names, shapes and external-data entries are shorter.
-_LONGEST_KEPT = 64 * 1024
+#: Numbers that follow one another, such as the attributes of a forest of trees: 32 bits, varints,
+#: 64 bits, each with a tag of one byte.
+_NUMBERS = re.compile(
+    rb"(?:[\x0d\x15\x1d\x25\x2d\x35\x3d\x45\x4d\x55\x5d\x65\x6d\x75\x7d].{4}"
+    rb"|[\x08\x10\x18\x20\x28\x30\x38\x40\x48\x50\x58\x60\x68\x70\x78][\x80-\xff]{0,9}[\0-\x7f]"
+    rb"|[\x09\x11\x19\x21\x29\x31\x39\x41\x49\x51\x59\x61\x69\x71\x79].{8}){1,1000}",
+    re.DOTALL,
+)
+
+#: Where tensors can stand in a model, and what of each message is of interest here.
+_BELOW = {
+    "ModelProto": ("graph", "functions", "training_info"),
+    "TrainingInfoProto": ("initialization", "algorithm"),
+    "FunctionProto": ("node",),
+    "GraphProto": ("node", "initializer", "sparse_initializer", "input", "output"),
+    "NodeProto": ("attribute",),
+    "AttributeProto": ("t", "g", "tensors", "graphs", "sparse_tensor", "sparse_tensors"),
+    "SparseTensorProto": ("values", "indices"),
+    "TensorProto": ("name", "external_data"),
+}
+#: Fields of a StringStringEntryProto.
+_KEY, _VALUE = 1, 2
+#: A hundred times what the largest graphs have; they take seconds.
+_MAX_FIELDS = 5_000_000
+#: Of names, shapes and places of weights.
+_MAX_KEPT_BYTES = 50_000_000
+#: What keeping one costs beside its bytes.
+_OVERHEAD_BYTES = 100
 
 
 @dataclass(frozen=True)
@@ -84,25 +112,38 @@ def read_graph(path: Path) -> OnnxGraph:
     """Read inputs, outputs and the names of external files.
 
     Raises:
-        ArtifactError: this is not an ONNX model, or one of its types is none of Triton's.
+        ArtifactError: this is not an ONNX model, one of its types is none of Triton's, or it has
+            more nodes or names than any model.
     """
+    import onnx  # noqa: PLC0415, TID251 - 0.7 s that only an ONNX deployment pays
+
     try:
-        return _outside(_skim_file(path), path)
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            skim = _Skim(data)
+            skim.message(0, len(data), onnx.ModelProto.DESCRIPTOR, "model")
+        return _outside(skim, path, onnx.ValueInfoProto)
+    except OSError as exc:
+        raise ArtifactError(f"cannot read {path}: {exc.strerror}") from exc
+    except IndexError as exc:
+        raise ArtifactError(f"{path} is not an ONNX model: it ends too early") from exc
     except UnicodeDecodeError as exc:
         raise ArtifactError(f"{path} is not an ONNX model: a name in it is no UTF-8") from exc
+    except (ValueError, DecodeError, RecursionError) as exc:
+        raise ArtifactError(f"{path} is not an ONNX model: {exc}") from exc
 
 
-def _outside(model: onnx.ModelProto, path: Path) -> OnnxGraph:
-    graph = model.graph
-    initialized = {_text(tensor.name) for tensor in graph.initializer}
-    initialized |= {_text(tensor.values.name) for tensor in graph.sparse_initializer}
-    real_inputs = [value for value in graph.input if _text(value.name) not in initialized]
-    if not graph.output:
+def _outside(skim: _Skim, path: Path, kind: type[onnx.ValueInfoProto]) -> OnnxGraph:
+    inputs, outputs = (
+        [kind.FromString(value) for value in skim.values[side]] for side in ("input", "output")
+    )
+    if not outputs:
         raise ArtifactError(f"{path} is not an ONNX model: its graph has no outputs")
     return OnnxGraph(
-        inputs=tuple(_tensor(value, path) for value in real_inputs),
-        outputs=tuple(_tensor(value, path) for value in graph.output),
-        external_files=tuple(sorted(set(_external_files(model)))),
+        inputs=tuple(
+            _tensor(value, path) for value in inputs if _text(value.name) not in skim.initialized
+        ),
+        outputs=tuple(_tensor(value, path) for value in outputs),
+        external_files=tuple(sorted(skim.external_files)),
     )
 
 
@@ -137,61 +178,95 @@ def _text(value: str | bytes) -> str:
     return value if isinstance(value, str) else value.decode()
 
 
-def _external_files(message: Any) -> Iterator[str]:
-    """`location` of every tensor with external data, wherever in the model it stands."""
-    for descriptor, value in message.ListFields():
-        if descriptor.message_type is None:
-            continue
-        for item in value if hasattr(value, "append") else [value]:
-            if descriptor.name == "external_data":
-                if item.key == "location":
-                    yield str(PurePosixPath(_text(item.value)))
-            else:
-                yield from _external_files(item)
-
-
 # -- skimming ---------------------------------------------------------------------------------
 
 
-def _skim_file(path: Path) -> onnx.ModelProto:
-    import onnx  # noqa: PLC0415, TID251 - 0.7 s that only an ONNX deployment pays
+@dataclass
+class _Skim:
+    """One walk through a file, and what it has found so far.
 
-    try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            skimmed = _skim(data, 0, len(data), onnx.ModelProto.DESCRIPTOR)
-        return onnx.ModelProto.FromString(skimmed)
-    except OSError as exc:
-        raise ArtifactError(f"cannot read {path}: {exc.strerror}") from exc
-    except IndexError as exc:
-        raise ArtifactError(f"{path} is not an ONNX model: it ends too early") from exc
-    except (ValueError, DecodeError, RecursionError) as exc:
-        raise ArtifactError(f"{path} is not an ONNX model: {exc}") from exc
+    Attributes:
+        data: the file.
+        values: the graph's inputs and outputs, encoded.
+        initialized: inputs that have a value.
+        external_files: see `OnnxGraph`.
+    """
+
+    data: mmap.mmap
+    values: Mapping[str, list[bytes]] = field(default_factory=lambda: {"input": [], "output": []})
+    initialized: set[str] = field(default_factory=set)
+    external_files: set[str] = field(default_factory=set)
+    _fields_seen: int = 0
+    _kept_bytes: int = 0
+
+    def message(self, start: int, end: int, descriptor: Any, place: str) -> None:
+        """Gather what is of interest in one message.
+
+        Args:
+            start: where it begins.
+            end: where it ends.
+            descriptor: of its type.
+            place: the field that it is in, and that which this one is in: `model.graph`.
+
+        Raises:
+            ValueError: it is none, or the file was made to take an age.
+        """
+        wanted = _wanted(descriptor)
+        for number, value_start, value_end in self._fields(start, end):
+            found = wanted.get(number)
+            if found is None:
+                continue
+            if found.name == "external_data":
+                self._add_external(value_start, value_end)
+            elif found.message_type is None:  # a tensor's name
+                if place in ("graph.initializer", "sparse_initializer.values"):
+                    self.initialized.add(self._keep(value_start, value_end).decode())
+            elif found.name in self.values:
+                if place == "model.graph":
+                    self.values[found.name].append(self._keep(value_start, value_end))
+            elif value_start < value_end:
+                below = f"{place.rpartition('.')[2]}.{found.name}"
+                self.message(value_start, value_end, found.message_type, below)
+
+    def _add_external(self, start: int, end: int) -> None:
+        entry = {number: self._keep(*place) for number, *place in self._fields(start, end)}
+        if entry.get(_KEY) == b"location":
+            self.external_files.add(str(PurePosixPath(entry.get(_VALUE, b"").decode())))
+
+    def _keep(self, start: int, end: int) -> bytes:
+        """These bytes, which stay in memory."""
+        self._kept_bytes += end - start + _OVERHEAD_BYTES
+        if self._kept_bytes > _MAX_KEPT_BYTES:
+            raise ValueError("it has more names than any model")
+        return self.data[start:end]
+
+    def _fields(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """Number, start and end of every field of a message that is no number."""
+        data, at = self.data, start
+        while at < end:
+            self._fields_seen += 1
+            if self._fields_seen > _MAX_FIELDS:
+                raise ValueError(f"it has more than {_MAX_FIELDS} nodes, attributes and tensors")
+            numbers = _NUMBERS.match(data, at, end)
+            if numbers is not None:
+                at = numbers.end()
+                continue
+            tag, at = _varint(data, at)
+            if tag & 7 == _LENGTH:
+                size, at = _varint(data, at)
+                yield tag >> 3, at, min(at + size, end)
+                at += size
+            else:
+                at = _after_scalar(data, at, tag & 7)
+            if at > end:
+                raise ValueError("it ends too early")
 
 
-def _skim(data: mmap.mmap, start: int, end: int, descriptor: Any) -> bytes:
-    """The message at `data[start:end]`, re-encoded without its long runs of bytes."""
-    kept = bytearray()
-    at = start
-    while at < end:
-        field_start = at
-        tag, at = _varint(data, at)
-        wire_type = tag & 7
-        if wire_type != _LENGTH:
-            at = _after_scalar(data, at, wire_type)
-            kept += data[field_start:at]
-            continue
-        size, at = _varint(data, at)
-        value_end = at + size
-        if value_end > end:
-            raise ValueError("it ends too early")
-        field = descriptor.fields_by_number.get(tag >> 3)
-        if field is not None and field.message_type is not None:
-            value = _skim(data, at, value_end, field.message_type)
-            kept += _encode(tag) + _encode(len(value)) + value
-        elif size <= _LONGEST_KEPT:
-            kept += data[field_start:value_end]
-        at = value_end
-    return bytes(kept)
+@cache
+def _wanted(descriptor: Any) -> Mapping[int, Any]:
+    """The fields of a message that are of interest, by number."""
+    fields = (descriptor.fields_by_name[name] for name in _BELOW[descriptor.name])
+    return {each.number: each for each in fields}
 
 
 def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
@@ -215,12 +290,3 @@ def _after_scalar(data: mmap.mmap, at: int, wire_type: int) -> int:
     if wire_type == _FIXED32:
         return at + 4
     raise ValueError(f"a field in it has wire type {wire_type}")
-
-
-def _encode(value: int) -> bytes:
-    encoded = bytearray()
-    while value >= _LAST_BYTE:
-        encoded.append(value & 0x7F | _LAST_BYTE)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)

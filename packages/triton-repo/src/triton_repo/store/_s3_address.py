@@ -51,7 +51,7 @@ class S3Address:
         """
         rest = address.removeprefix(_SCHEME).lstrip("/")
         found = _ENDPOINT.fullmatch(rest)
-        if "?" in rest or "@" in rest.partition("/")[0] or (found and "@" in found[0]):
+        if "?" in rest or "@" in rest.partition("/")[0] or (found and "@" in found[2]):
             raise StoreError(
                 "the repository's address carries a name, a password or a signature; give them in "
                 "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN",
