@@ -22,7 +22,7 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_triton_plugin.errors import SettingsError
 from mlflow_triton_plugin.local import LocalTriton
-from mlflow_triton_plugin.security import Access
+from mlflow_triton_plugin.security import Access, Header
 from mlflow_triton_plugin.settings import Settings
 from mlflow_triton_plugin.testing.pki import CertificateAuthority
 from triton_repo.testing.proxy import FaultyProxy
@@ -370,11 +370,18 @@ def test_a_token_that_rotates_is_sent_as_it_is_now_and_never_told(
         ("TRITON_TOKEN_FILE", None, "cannot be read"),
         ("TRITON_HEADERS_FILE", b"a: 1\nhidden", "line 2 is not Name: value"),
         ("TRITON_HEADERS_FILE", b"na me: hidden", "line 1 is not Name: value"),
-        ("TRITON_HEADERS_FILE", b"a: hidden\xc3\xa4", "line 1 has a value for a that is"),
-        ("TRITON_HEADERS_FILE", b"a: hidden\na: hidden", "sets the header a twice"),
+        ("TRITON_HEADERS_FILE", b"a: hidden\xc3\xa4", "line 1 has a value that is"),
+        (
+            "TRITON_HEADERS_FILE",
+            b"a: hidden\na: hidden",
+            "sets one header twice, as number 1 and 2",
+        ),
         ("TRITON_HEADERS_FILE", None, "cannot be read"),
         ("TRITON_HEADERS", b"hidden", "entry 1 is not name=value"),
-        ("TRITON_HEADERS", b"a=1,b=hidden%0a", "entry 2 has a value for b"),
+        ("TRITON_HEADERS", b"a=1,b=hidden%0a", "entry 2 has a value that"),
+        ("TRITON_HEADERS", b"a=hid,den=hidden,hidden=\x7f", "entry 3 has a value"),
+        ("TRITON_HEADERS", b"a=1,hidden-bin=1", "entry 2 sets a header that belongs"),
+        ("TRITON_HEADERS", b"a=1,hidden=1,hidden=2", "as number 2 and 3"),
         ("TRITON_HEADERS", b"content-type=hidden", "belongs to the protocol"),
         ("TRITON_HEADERS", b"grpc-timeout=hidden", "belongs to the protocol"),
         ("TRITON_HEADERS", b"x-bin=hidden", "belongs to the protocol"),
@@ -420,13 +427,15 @@ def test_a_header_that_is_said_twice_is_refused(tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("hidden-token")
     variables = {"TRITON_HEADERS": "Authorization=hidden", "TRITON_TOKEN_FILE": str(token)}
-    with pytest.raises(SettingsError, match="TRITON_TOKEN_FILE sets the header authorization"):
+    with pytest.raises(
+        SettingsError, match="TRITON_TOKEN_FILE sets a header that TRITON_HEADERS sets"
+    ):
         Settings.read("triton", variables)
 
 
 def test_a_value_may_have_a_comma_and_equals_signs() -> None:
     access = Access.read({"TRITON_HEADERS": "A=x%2Cy, b=c==,"})
-    assert access.headers() == [("a", "x,y"), ("b", "c==")]
+    assert access.headers() == [Header("a", "x,y"), Header("b", "c==")]
 
 
 def test_settings_never_show_a_secret(tmp_path: Path, authority: CertificateAuthority) -> None:
@@ -442,7 +451,7 @@ def test_settings_never_show_a_secret(tmp_path: Path, authority: CertificateAuth
             "TRITON_TOKEN_FILE": str(token),
         },
     )
-    shown = repr(settings) + str(settings)
+    shown = repr(settings) + str(settings) + repr(settings.access.headers())
     assert "hidden" not in shown
     assert "PRIVATE" not in shown
 
@@ -454,8 +463,51 @@ def test_a_token_may_be_a_shells_substitution() -> None:
     os.close(writing)
     access = Access(token_file=Path(f"/dev/fd/{reading}"))
     access.check()
-    assert access.headers() == access.headers() == [("authorization", "Bearer from-a-pipe")]
+    assert access.headers() == access.headers() == [Header("authorization", "Bearer from-a-pipe")]
     os.close(reading)
+
+
+def test_a_key_may_be_a_pipe_or_gone_by_the_time_it_is_needed(
+    tmp_path: Path, authority: CertificateAuthority
+) -> None:
+    pair = authority.issue("deployer")
+    reading, writing = os.pipe()
+    os.write(writing, pair.key.read_bytes())
+    os.close(writing)
+    certificate = tmp_path / "certificate.pem"
+    certificate.write_bytes(pair.certificate.read_bytes().rstrip())
+    variables = {"TRITON_TLS_CERT": str(certificate), "TRITON_TLS_KEY": f"/dev/fd/{reading}"}
+    tls = Access.read(variables).tls
+    os.close(reading)
+    certificate.unlink()
+    assert tls is not None
+    assert tls.context().verify_mode == ssl.CERT_REQUIRED
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("address", ["h:1", "grpc://10.0.0.1", "http://h", "grpcs://a,grpc://h"])
+def test_a_token_does_not_leave_the_machine_as_plain_text(tmp_path: Path, address: str) -> None:
+    token = tmp_path / "token"
+    token.write_text("hidden-token")
+    variables = {"TRITON_TOKEN_FILE": str(token), "TRITON_URL": "grpcs://gateway"}
+    for target, more in ((f"triton://{address}", {}), ("triton", {"TRITON_URL": address})):
+        with pytest.raises(SettingsError, match=r"is not encrypted, and TRITON_TOKEN_FILE is set"):
+            Settings.read(target, variables | more)
+
+
+@pytest.mark.parametrize("address", ["localhost", "127.0.0.1:1", "http://[::1]", "grpcs://h"])
+def test_a_token_may_be_sent_with_tls_and_on_this_machine(tmp_path: Path, address: str) -> None:
+    token = tmp_path / "token"
+    token.write_text("hidden-token")
+    settings = Settings.read("triton", {"TRITON_TOKEN_FILE": str(token), "TRITON_URL": address})
+    assert settings.access.has_headers
+
+
+def test_headers_for_an_encrypted_server_are_not_sent_to_one_that_is_not() -> None:
+    with pytest.raises(SettingsError, match=r"has grpc://b:8001, which is not encrypted"):
+        Settings.read("triton://grpcs://a,grpc://b", {"TRITON_HEADERS": "x=hidden"})
+    assert len(Settings.read("triton://grpcs://a,grpc://b", {}).endpoints) == 2
+    assert Settings.read("triton://a,b", {"TRITON_HEADERS": "x=y"}).access.has_headers
 
 
 # -- addresses ----------------------------------------------------------------------------------

@@ -300,10 +300,11 @@ def _download_small(
     """Download what a conversion may have to read; the large files, by where they will be."""
     repository = get_artifact_repository(location)
     root.mkdir()
-    listed = dict(_walk(repository, "", Tally(limits, location)))
+    told = without_secrets(location)
+    listed = dict(_walk(repository, "", Tally(limits, told)))
     if MLMODEL_FILENAME not in listed:
         raise MissingModelFileError(
-            f"{location} is no MLflow model: it has no {MLMODEL_FILENAME}", path=MLMODEL_FILENAME
+            f"{told} is no MLflow model: it has no {MLMODEL_FILENAME}", path=MLMODEL_FILENAME
         )
     repository.download_artifacts(MLMODEL_FILENAME, dst_path=str(root))
     converted = _CONVERTED.get(choose_flavor(ModelArtifact.open(root), flavor), set())
@@ -331,7 +332,6 @@ def _download_small(
             continue
         with target.open("xb") as file:  # no blocks of the disk are written
             file.truncate(size_bytes)
-    told = without_secrets(location)
     _logger.info("%s: %d large files are copied where they lie", told, len(large))
     with ThreadPoolExecutor(_DOWNLOADS) as pool:
         list(pool.map(download, small))
@@ -344,22 +344,22 @@ def _walk(repository: ArtifactRepository, path: str, tally: Tally) -> Iterator[t
         # whoever may write there chooses the names
         if not {"", ".", ".."}.isdisjoint(each.path.split("/")):
             raise ArtifactError(
-                f"{repository.artifact_uri} lists {each.path!r}, which leaves the model; remove it"
+                f"{without_secrets(repository.artifact_uri)} lists {each.path!r}, which leaves the "
+                "model; remove it"
             )
         check_file_name(PurePosixPath(each.path).name)
-        tally.add(PurePosixPath(each.path), 0 if each.is_dir else each.file_size or 0)
+        size_bytes = 0 if each.is_dir else max(0, each.file_size or 0)
+        tally.add(PurePosixPath(each.path), size_bytes)
         if each.is_dir:
             yield from _walk(repository, each.path, tally)
         else:
-            yield each.path, each.file_size or 0
+            yield each.path, size_bytes
 
 
 def _local_directory(location: str, model_uri: str, scratch: Path, limits: Limits) -> Path:
     if not is_local_uri(location):
-        scratch.mkdir()
-        _check_listing(location, limits)
         _logger.info("downloading %s", model_uri)
-        return Path(mlflow.artifacts.download_artifacts(location, dst_path=str(scratch)))
+        return _download(location, scratch, limits)
     directory = Path(local_file_uri_to_path(location))
     if not directory.is_dir() and not model_uri.startswith(("models:", "runs:")):
         raise ArtifactError(
@@ -375,14 +375,20 @@ def _local_directory(location: str, model_uri: str, scratch: Path, limits: Limit
     return directory
 
 
-def _check_listing(location: str, limits: Limits) -> None:
-    """Look at an artifact before it is downloaded.
+def _download(location: str, scratch: Path, limits: Limits) -> Path:
+    """Bring a whole artifact, once it is seen to hold no more than it may.
 
     Raises:
-        ArtifactError: it holds more than it may, or names that lead astray.
+        ArtifactError: it holds more, or names that lead astray.
     """
-    for _ in _walk(get_artifact_repository(location), "", Tally(limits, location)):
+    scratch.mkdir()
+    told = without_secrets(location)
+    for _ in _walk(get_artifact_repository(location), "", Tally(limits, told)):
         pass
+    directory = Path(mlflow.artifacts.download_artifacts(location, dst_path=str(scratch)))
+    # some stores list no sizes, or other ones
+    scan_tree(directory, inside=directory, tally=Tally(limits, told))
+    return directory
 
 
 def _files_beside(location: str, scratch: Path, limits: Limits) -> dict[str, Path]:
@@ -393,9 +399,7 @@ def _files_beside(location: str, scratch: Path, limits: Limits) -> dict[str, Pat
     if is_local_uri(location):
         directory = Path(local_file_uri_to_path(location))
     else:
-        scratch.mkdir()
-        _check_listing(location, limits)
-        directory = Path(mlflow.artifacts.download_artifacts(location, dst_path=str(scratch)))
+        directory = _download(location, scratch, limits)
     return {
         path.relative_to(directory).as_posix(): path
         for path in directory.rglob("*")

@@ -19,7 +19,7 @@ from mlflow_triton_plugin.response import outputs_from_json
 from triton_repo.artifact import OUTPUT_EXAMPLE
 from triton_repo.errors import ArtifactError
 from triton_repo.tensors import shape_fits
-from triton_repo.text import one_line
+from triton_repo.text import human_size, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from triton_repo.tensors import TensorSpec
 
 __all__ = ["GoldenExample", "read_example"]
+
+#: As JSON it takes many times as much memory.
+_MAX_EXAMPLE_BYTES = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -104,12 +107,20 @@ def read_example(artifact: ModelArtifact, *, tolerance: float) -> GoldenExample:
             "the model was logged without an input example, and validate=true needs one; log it "
             "with input_example=…, or leave validate out"
         )
-    artifact.path(info.get("artifact_path", ""), said_by="MLmodel's saved_input_example_info")
+    example = artifact.path(
+        info.get("artifact_path", ""), said_by="MLmodel's saved_input_example_info"
+    )
+    outputs = artifact.find(OUTPUT_EXAMPLE)
+    for each in (example, outputs):
+        if each is not None and each.stat().st_size > _MAX_EXAMPLE_BYTES:
+            raise ArtifactError(
+                f"{each} is larger than {human_size(_MAX_EXAMPLE_BYTES)}; log the model with an "
+                "example of a few rows"
+            )
     try:
         inputs = model.load_input_example(str(artifact.root))
     except Exception as exc:  # as above
         raise ArtifactError(f"the model's input example cannot be read: {one_line(exc)}") from exc
-    outputs = artifact.find(OUTPUT_EXAMPLE)
     return GoldenExample(inputs, outputs.read_bytes() if outputs else b"", tolerance)
 
 

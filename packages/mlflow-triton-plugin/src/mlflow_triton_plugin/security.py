@@ -6,19 +6,22 @@ Parsed by `settings.py`, which alone reads the environment. Nothing here is ever
 
 from __future__ import annotations
 
+import os
 import re
 import ssl
 import stat
+import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from mlflow_triton_plugin.errors import SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 __all__ = ["OPEN", "Access", "Tls"]
 
@@ -34,7 +37,8 @@ _MAX_FILE_BYTES = 1_000_000
 _SECRET_LENGTH = 4
 
 
-class Header(NamedTuple):
+@dataclass(frozen=True)
+class Header:
     """One header of every request; gRPC calls it metadata.
 
     Attributes:
@@ -43,7 +47,15 @@ class Header(NamedTuple):
     """
 
     name: str
-    value: str
+    value: str = field(repr=False)
+
+    @property
+    def secrets(self) -> set[str]:
+        """What of it a server that repeats it must not be quoted with."""
+        scheme, _, credentials = self.value.partition(" ")
+        if self.name.endswith("authorization") and credentials:
+            return {self.value, credentials.strip()} - {scheme}
+        return {self.value}
 
 
 @dataclass(frozen=True)
@@ -54,13 +66,13 @@ class Tls:
         ca: whom to trust instead of the authorities that everybody trusts; None for those.
         certificate: what the client shows a server that asks, the leaf first; None for nothing.
         key: the key of that certificate.
-        files: where the latter two were read, for a client that wants paths.
+        where: how messages name the latter two.
     """
 
     ca: bytes | None = field(default=None, repr=False)
     certificate: bytes | None = field(default=None, repr=False)
     key: bytes | None = field(default=None, repr=False)
-    files: tuple[Path, Path] | None = None
+    where: str = ""
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> Tls | None:
@@ -83,7 +95,7 @@ class Tls:
             ca=_read(ca, names[0]) if ca else None,
             certificate=_read(certificate, names[1]) if certificate else None,
             key=_read(key, names[2]) if key else None,
-            files=(Path(certificate), Path(key)) if certificate else None,
+            where=f"{certificate} and {key}",
         )
         tls.context()
         return tls
@@ -102,8 +114,8 @@ class Tls:
             _trust(context, self.ca)
         else:
             context.load_default_certs()
-        if self.files is not None:
-            _show(context, *self.files)
+        if self.certificate is not None and self.key is not None:
+            _show(context, self.certificate + b"\n" + self.key, self.where)
         return context
 
 
@@ -142,36 +154,39 @@ class Access:
         access.check()
         return access
 
+    @property
+    def has_headers(self) -> bool:
+        """Whether requests carry anything that is not for everybody."""
+        return bool(self.fixed or self.headers_file or self.token_file)
+
     def check(self) -> None:
         """Read the files, and make sure that no header is said twice.
 
         Raises:
             SettingsError: it is, or a file is not what it should be.
         """
-        seen: set[str] = set()
+        seen: dict[str, str] = {}
         for source in self._sources:
             for header in source.first():
                 if header.name in seen:
                     raise SettingsError(
-                        f"{source.setting} sets the header {header.name}, which is set already; "
+                        f"{source.setting} sets a header that {seen[header.name]} sets, too; "
                         "say it once",
                         setting=source.setting,
                     )
-                seen.add(header.name)
+                seen[header.name] = source.setting
 
     def headers(self) -> list[Header]:
         """The headers of a request that is about to be sent; files that rotate are read again."""
         headers = list(self.fixed)
         for source in self._sources[1:]:
             headers += source.now()
-        self._sent.update(header.value for header in headers)
+        self._sent.update(*(header.secrets for header in headers))
         return headers
 
     def without_secrets(self, text: str) -> str:
         """The text, where a server repeats what it was sent, without it."""
-        # what follows `Bearer` is one, too
-        values = self._sent | {value.rpartition(" ")[2] for value in self._sent}
-        for value in sorted(values, key=len, reverse=True):
+        for value in sorted(self._sent, key=len, reverse=True):
             if len(value) >= _SECRET_LENGTH:
                 text = text.replace(value, "***")
         return text
@@ -265,7 +280,10 @@ def _header(
     form: str,
     decode: Callable[[str], str] = str.strip,
 ) -> Header:
-    """One header; messages never repeat what was written, for it may be a secret."""
+    """One header; messages repeat nothing of what was written, for it may be a secret.
+
+    Not the name either: it may be what stands behind a comma in a value.
+    """
     setting = where.partition(":")[0]
     name, separator, value = parts
     name, value = name.strip().lower(), decode(value.strip())
@@ -275,12 +293,12 @@ def _header(
         )
     if name in _OWN_NAMES or name.startswith("grpc-") or name.endswith("-bin"):
         raise SettingsError(
-            f"{where} sets {name}, which belongs to the protocol itself; leave it out",
+            f"{where} sets a header that belongs to the protocol itself; leave it out",
             setting=setting,
         )
     if not _VALUE.fullmatch(value):
         raise SettingsError(
-            f"{where} has a value for {name} that is empty or not printable ASCII",
+            f"{where} has a value that is empty or not printable ASCII",
             setting=setting,
         )
     return Header(name, value)
@@ -288,9 +306,13 @@ def _header(
 
 def _unique(headers: Iterable[Header], setting: str) -> tuple[Header, ...]:
     found: dict[str, Header] = {}
-    for header in headers:
+    for number, header in enumerate(headers, 1):
         if header.name in found:
-            raise SettingsError(f"{setting} sets the header {header.name} twice", setting=setting)
+            first = list(found).index(header.name) + 1
+            raise SettingsError(
+                f"{setting} sets one header twice, as number {first} and {number}; say it once",
+                setting=setting,
+            )
         found[header.name] = header
     return tuple(found.values())
 
@@ -319,16 +341,35 @@ def _trust(context: ssl.SSLContext, ca: bytes) -> None:
     raise SettingsError(f"the file of TRITON_TLS_CA {problem}", setting="TRITON_TLS_CA")
 
 
-def _show(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
+def _show(context: ssl.SSLContext, pem: bytes, where: str) -> None:
     try:
-        # without a password OpenSSL would ask the terminal for one
-        context.load_cert_chain(certificate, key, password=lambda: "")
+        with _as_file(pem) as path:
+            # without a password OpenSSL would ask the terminal for one
+            context.load_cert_chain(path, password=lambda: "")
     except (ssl.SSLError, OSError, ValueError) as exc:
         raise SettingsError(
-            f"TRITON_TLS_CERT and TRITON_TLS_KEY: {certificate} and {key} are not a PEM "
-            f"certificate and its unencrypted key ({_said(exc)})",
+            f"TRITON_TLS_CERT and TRITON_TLS_KEY: {where} are not a PEM certificate and its "
+            f"unencrypted key ({_said(exc)})",
             setting="TRITON_TLS_KEY",
         ) from exc
+
+
+@contextmanager
+def _as_file(data: bytes) -> Iterator[str]:
+    """A path that these bytes can be read from while the block lasts; nobody else can.
+
+    Python's TLS reads keys from files only. The user's own may be a pipe, or be replaced.
+    """
+    if hasattr(os, "memfd_create"):  # never on a disk
+        with os.fdopen(os.memfd_create("mlflow-triton"), "wb") as file:
+            file.write(data)
+            file.flush()
+            yield f"/proc/self/fd/{file.fileno()}"
+        return
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        yield file.name
 
 
 def _said(exc: Exception) -> str:

@@ -7,6 +7,7 @@ The tables here are also what `mlflow deployments help -t triton` prints. The on
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import re
 import sys
@@ -40,7 +41,7 @@ DEFAULT_URL = "localhost:8001"
 DEFAULT_KEEP_VERSIONS = 2
 _DEFAULT_PORTS = {"grpc": 8001, "grpcs": 8001, "http": 8000, "https": 443}
 _ADDRESS = re.compile(
-    r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[^\s/:@\[\]]+)(:(?P<port>\d+))?(?P<path>/\S*)?"
+    r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[^\s/:@\[\]]+)(:(?P<port>\d{1,5}))?(?P<path>/\S*)?"
 )
 _LAST_PORT = 65535
 
@@ -77,7 +78,7 @@ VARIABLES = {
     "TRITON_HEADERS_FILE": "file with more of them, one `Name: value` a line; read anew for each",
     "TRITON_TOKEN_FILE": (
         "file with a bearer token for a gateway before Triton; read again for each request, so "
-        "that it may rotate"
+        "that it may rotate. It is sent with TLS, or on this machine"
     ),
     "MLFLOW_S3_ENDPOINT_URL": "the S3 that MLflow keeps artifacts in, where it is not Amazon's",
     "MLFLOW_ARTIFACTS_DESTINATION": (
@@ -119,6 +120,20 @@ class Endpoint:
         if match is None or not 0 < port <= _LAST_PORT or (path and scheme.startswith("grpc")):
             raise SettingsError(f"{setting} is {text!r}; use host:port", setting=setting)
         return cls(scheme, f"{match['host']}:{port}{path}")
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether TLS is spoken there."""
+        return self.scheme in ("grpcs", "https")
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether what is sent there stays on this machine."""
+        host = self.address.partition("/")[0].rpartition(":")[0].strip("[]")
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return host == "localhost"
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.address}"
@@ -172,8 +187,7 @@ class Settings:
             Endpoint.parse(each, setting=setting) for each in addresses.rstrip("/").split(",")
         )
         access = Access.read(env)
-        if access.tls is not None:
-            _refuse_plain(endpoints, setting)
+        _refuse_plain(endpoints, setting, access)
         return cls(
             endpoints=endpoints,
             access=access,
@@ -204,14 +218,27 @@ class Settings:
         return self.model_repository
 
 
-def _refuse_plain(endpoints: tuple[Endpoint, ...], setting: str) -> None:
-    """Nobody who names certificates means to go without TLS."""
+def _refuse_plain(endpoints: tuple[Endpoint, ...], setting: str, access: Access) -> None:
+    """Nobody who names certificates means to go without TLS, and a token is not for everybody."""
+    encrypted = [endpoint for endpoint in endpoints if endpoint.is_encrypted]
     for endpoint in endpoints:
-        if not endpoint.scheme.endswith("s"):
+        if endpoint.is_encrypted:
+            continue
+        problem = ""
+        if access.tls is not None:
+            problem = "TRITON_TLS_CA or TRITON_TLS_CERT is set"
+        elif access.token_file is not None and not endpoint.is_loopback:
+            problem = (
+                "TRITON_TOKEN_FILE is set: a token is sent with TLS, or on this machine; a network "
+                "that encrypts by itself can have it from TRITON_HEADERS_FILE (authorization: "
+                "Bearer …)"
+            )
+        elif encrypted and access.has_headers:
+            problem = f"{encrypted[0]} is: the headers for it would go there, too"
+        if problem:
             raise SettingsError(
-                f"{setting} is {endpoint}, which is not encrypted, and TRITON_TLS_CA or "
-                f"TRITON_TLS_CERT is set; use {endpoint.scheme}s://{endpoint.address}, or unset "
-                "them",
+                f"{setting} has {endpoint}, which is not encrypted, and {problem}; use "
+                f"{endpoint.scheme}s://{endpoint.address}, or unset it",
                 setting=setting,
             )
 

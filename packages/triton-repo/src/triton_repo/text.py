@@ -30,6 +30,7 @@ _PARAMETER = re.compile(
 _CONTAINERS = frozenset({"abfs", "abfss", "wasb", "wasbs"})
 #: Such as `postgresql+psycopg2`; their passwords may hold what ends a host elsewhere.
 _DATABASE = re.compile(r".*(sql|oracle)|.*\+", re.IGNORECASE)
+_AUTHORITY_END = re.compile(r"[/?#,'\"]")
 _REMOTE = re.compile(r"(?!file:)[A-Za-z][A-Za-z0-9+.-]+:")
 #: How far from its address's beginning the end of a password with spaces is looked for.
 _LONGEST_PASSWORD = 200
@@ -96,8 +97,8 @@ def _user_length(scheme: str, rest: str) -> int:
     """How long `user:password@` is at the beginning of what follows a scheme; 0 without one."""
     if scheme.lower() in _CONTAINERS or _SCHEME.match(rest):  # s3://http://host
         return 0
-    word = re.match(r"\S*", rest)[0]  # type: ignore[index] - matches anything
-    authority = re.match(r"[^\s/?#,'\"]*", rest)[0]  # type: ignore[index] - as above
+    word = (rest.split(maxsplit=1) or [""])[0] if rest[:1].strip() else ""
+    authority = _AUTHORITY_END.split(word, maxsplit=1)[0]
     user, at, host = authority.rpartition("@")
     if at and host == "databricks":  # models://scope:prefix@databricks/…
         return 0

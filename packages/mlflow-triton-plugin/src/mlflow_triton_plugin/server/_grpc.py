@@ -143,7 +143,8 @@ class GrpcServer:
 
     def _send(self, call: Any, request: Any, timeout_s: float | None = None) -> Any:
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
-        return call(request, timeout=timeout_s, metadata=self._access.headers())
+        metadata = [(header.name, header.value) for header in self._access.headers()]
+        return call(request, timeout=timeout_s, metadata=metadata)
 
     @contextmanager
     def _translated(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
@@ -95,39 +96,43 @@ class HttpServer:
     def index(self) -> list[ModelState]:
         with self._translated("the repository index"):
             index = self._client.get_model_repository_index(headers=self._headers())
-        return [
-            ModelState(
-                each["name"],
-                each.get("version", ""),
-                each.get("state", ""),
-                each.get("reason", ""),
-            )
-            for each in index
-        ]
+            return [
+                ModelState(
+                    each["name"],
+                    each.get("version", ""),
+                    each.get("state", ""),
+                    each.get("reason", ""),
+                )
+                for each in index
+            ]
 
     def schema(self, model: str, version: str = "") -> ModelSchema:
         with self._translated("the metadata of", named(model, version)):
             metadata = self._client.get_model_metadata(model, version, headers=self._headers())
-        optional, max_batch_size = self._configured(model, version, metadata)
+            inputs, outputs = (
+                [_spec(each) for each in metadata[side]] for side in ("inputs", "outputs")
+            )
+        names = {spec.name for spec in inputs}
+        optional, max_batch_size = self._configured(model, version, names)
         return ModelSchema(
             name=model,
             version=version,
-            inputs=tuple(_spec(each, each["name"] in optional) for each in metadata["inputs"]),
-            outputs=tuple(_spec(each, optional=False) for each in metadata["outputs"]),
+            inputs=tuple(replace(spec, optional=spec.name in optional) for spec in inputs),
+            outputs=tuple(outputs),
             max_batch_size=max_batch_size,
         )
 
-    def _configured(
-        self, model: str, version: str, metadata: Mapping[str, Any]
-    ) -> tuple[set[str], int]:
+    def _configured(self, model: str, version: str, names: set[str]) -> tuple[set[str], int]:
         """See `GrpcServer`."""
         try:
             with self._translated("the configuration of", named(model, version)):
                 config = self._client.get_model_config(model, version, headers=self._headers())
+                optional = {
+                    each["name"] for each in config.get("input", ()) if each.get("optional")
+                }
+                return optional, int(config.get("max_batch_size", 0))
         except ServerAccessError:
-            return {each["name"] for each in metadata["inputs"]}, 0
-        optional = {each["name"] for each in config.get("input", ()) if each.get("optional")}
-        return optional, config.get("max_batch_size", 0)
+            return names, 0
 
     def infer(
         self,
@@ -147,15 +152,15 @@ class HttpServer:
             result = self._client.infer(
                 model, inputs, model_version=version, headers=self._headers()
             )
-        response = result.get_response()
-        outputs = {each["name"]: result.as_numpy(each["name"]) for each in response["outputs"]}
-        return InferResult(response["model_version"], outputs)
+            response = result.get_response()
+            outputs = {each["name"]: result.as_numpy(each["name"]) for each in response["outputs"]}
+            return InferResult(response["model_version"], outputs)
 
     def close(self) -> None:
         self._client.close()
 
     def _headers(self) -> dict[str, str]:
-        return dict(self._access.headers())
+        return {header.name: header.value for header in self._access.headers()}
 
     @contextmanager
     def _translated(
@@ -182,6 +187,13 @@ class HttpServer:
                 endpoint=self._endpoint,
                 model=model,
             ) from exc
+        except (LookupError, TypeError, AttributeError) as exc:  # JSON of somebody else
+            raise ServerUnavailableError(
+                f"{self._endpoint} answers, but not as Triton does ({what} {model}".rstrip()
+                + "); set TRITON_URL to its address",
+                endpoint=self._endpoint,
+                model=model,
+            ) from exc
 
 
 def _ssl_context(access: Access) -> ssl.SSLContext:
@@ -197,9 +209,13 @@ def _said(exc: InferenceServerException | OSError) -> tuple[str, str]:
     if isinstance(exc, OSError):
         return "UNAVAILABLE", exc.strerror or str(exc)
     status = str(exc.status() or "")
-    return _STATUSES.get(status, status), str(exc.message() or exc)
+    body = exc.debug_details()
+    if body is None:
+        return _STATUSES.get(status, status), str(exc.message() or exc)
+    # a gateway's page, not Triton's JSON
+    return _STATUSES.get(status, "UNAVAILABLE"), f"HTTP {status}: {body}"
 
 
-def _spec(tensor: Mapping[str, Any], optional: bool) -> TensorSpec:  # noqa: FBT001 - see _grpc
+def _spec(tensor: Mapping[str, Any]) -> TensorSpec:
     shape = tuple(int(dim) for dim in tensor["shape"])
-    return TensorSpec(tensor["name"], tensor["datatype"], shape, optional)
+    return TensorSpec(tensor["name"], tensor["datatype"], shape)

@@ -16,7 +16,7 @@ from mlflow_triton_plugin.security import Tls
 if TYPE_CHECKING:
     from mlflow_triton_plugin.security import Access
 
-__all__ = ["restricted", "speaks_http", "tls_problem", "unauthorized"]
+__all__ = ["accepts", "restricted", "speaks_http", "tls_problem", "unauthorized"]
 
 _PROBE_TIMEOUT_S = 2.0
 #: Triton's own words, over gRPC and over HTTP.
@@ -38,7 +38,7 @@ def restricted(reason: str, access: Access) -> str | None:
     found = _RESTRICTED.search(reason)
     if found is None:
         return None
-    name = found[1].lower()
+    name = access.without_secrets(found[1].lower())
     if name in {header.name for header in access.headers()}:
         return f"it restricts this, and its value of the header {name} is not the one sent"
     return (
@@ -65,13 +65,8 @@ def tls_problem(endpoint: str, reason: str, access: Access) -> str | None:
     """
     scheme, _, address = endpoint.partition("://")
     encrypted = scheme in ("grpcs", "https")
-    context = (access.tls or Tls()).context()
-    if not encrypted:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    context.set_alpn_protocols(["h2"] if scheme.startswith("grpc") else ["http/1.1"])
     try:
-        stays = _shake_hands(address, context)
+        stays = _shake_hands(address, _context(access, scheme))
     except ssl.SSLCertVerificationError as exc:
         return f"its certificate is not to be trusted ({exc.verify_message}); {_TRUST}"
     except ssl.SSLError as exc:
@@ -83,12 +78,43 @@ def tls_problem(endpoint: str, reason: str, access: Access) -> str | None:
     if stays:  # Python trusts it: gRPC has authorities of its own
         distrusted = "CERTIFICATE_VERIFY_FAILED" in reason
         return f"its certificate is not to be trusted; {_TRUST}" if distrusted else None
-    has_own = access.tls is not None and access.tls.files is not None
-    return (
-        f"it does not take the client's certificate; {_SHOW}"
-        if has_own
-        else f"it hangs up on clients without a certificate; {_SHOW}"
-    )
+    return _why_it_hangs_up(address, access, scheme)
+
+
+def _context(access: Access, scheme: str) -> ssl.SSLContext:
+    context = (access.tls or Tls()).context()
+    if not scheme.endswith("s"):
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"] if scheme.startswith("grpc") else ["http/1.1"])
+    return context
+
+
+def _why_it_hangs_up(address: str, access: Access, scheme: str) -> str | None:
+    """What a server has against this client that takes its hand and then hangs up.
+
+    Up to TLS 1.2 a client's certificate is part of the handshake: if that comes about, the
+    certificate is not what it is, and a gateway may have nobody behind it.
+    """
+    context = _context(access, scheme)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        _shake_hands(address, context)
+    except ssl.SSLEOFError:
+        pass
+    except ssl.SSLError as exc:
+        told = _told(str(exc.reason or ""), scheme, address)
+        if told is not None or "PROTOCOL_VERSION" in str(exc.reason):
+            return told
+    except ConnectionError:
+        pass
+    except (OSError, ValueError):
+        return None
+    else:
+        return None
+    if access.tls is not None and access.tls.certificate is not None:
+        return f"it does not take the client's certificate; {_SHOW}"
+    return f"it hangs up on clients without a certificate; {_SHOW}"
 
 
 def _told(alert: str, scheme: str, address: str) -> str | None:
@@ -121,6 +147,17 @@ def _shake_hands(address: str, context: ssl.SSLContext) -> bool:
                 return bool(secure.recv(1))  # HTTP/2's servers speak first
             except (ssl.SSLEOFError, ConnectionError):
                 return False
+
+
+def accepts(endpoint: str) -> bool:
+    """Whether somebody takes a connection there: a server that stands still does."""
+    try:
+        socket.create_connection(
+            _host_and_port(endpoint.partition("://")[2]), _PROBE_TIMEOUT_S
+        ).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def speaks_http(address: str) -> bool:

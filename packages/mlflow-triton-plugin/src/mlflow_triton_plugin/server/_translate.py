@@ -15,17 +15,23 @@ from mlflow_triton_plugin.errors import (
     TritonServerError,
 )
 from mlflow_triton_plugin.server._refusals import (
+    accepts,
     restricted,
     speaks_http,
     tls_problem,
     unauthorized,
 )
+from triton_repo.text import printable, shortened
 
 if TYPE_CHECKING:
     from mlflow_triton_plugin.security import Access
 
 __all__ = ["named", "raise_translated"]
 
+#: A gateway's page can be long; a traceback of the Python backend is shorter.
+_LONGEST_REASON = 2000
+#: What may take as long as it likes, and goes on when its caller has gone.
+_SLOW = ("load", "unload", "infer")
 _UNKNOWN = re.compile(
     r"unknown model|is not found|not ready|not at ready state|has no available versions"
 )
@@ -57,12 +63,15 @@ def raise_translated(
     cause: Exception | None = exc
     if access.without_secrets(str(exc)) != str(exc):
         cause = None  # a gateway repeated what it was sent: so would a traceback
-    reason = " ".join(access.without_secrets(reason).split())
-    unknown = bool(model) and (status == "NOT_FOUND" or bool(_UNKNOWN.search(reason)))
-    refusal = restricted(reason, access) or unauthorized(status, reason)
+    words = " ".join(reason.split())
+    reason = printable(shortened(access.without_secrets(words), _LONGEST_REASON))
+    unknown = bool(model) and (status == "NOT_FOUND" or bool(_UNKNOWN.search(words)))
+    refusal = restricted(words, access) or unauthorized(status, reason)
     # Triton says UNAVAILABLE of itself, of a protocol it restricts and of a version it has not
     if status == "UNAVAILABLE" and not unknown and refusal is None:
-        refusal = tls_problem(endpoint, reason, access)
+        refusal = tls_problem(endpoint, words, access)
+    if status == "DEADLINE_EXCEEDED" and what not in _SLOW and not accepts(endpoint):
+        status, reason = "UNAVAILABLE", "it takes no connection"
     if refusal is not None:
         raise ServerAccessError(
             f"{endpoint} and this client do not get together: {refusal}",
@@ -134,6 +143,11 @@ def _unavailable(endpoint: str, reason: str) -> str:
         return (
             f"{endpoint} answers HTTP, not gRPC: use http://{address} "
             "or Triton's gRPC port (8001 by default) in TRITON_URL"
+        )
+    if reason.startswith("HTTP "):
+        return (
+            f"{endpoint} answers, but not as Triton does ({reason}); start what is behind it, or "
+            "set TRITON_URL to Triton's HTTP address"
         )
     return (
         f"no Triton server answers at {endpoint} ({reason}); start it, or set TRITON_URL to its "
