@@ -173,10 +173,11 @@ def test_arguments_for_docker_are_added_to_what_a_server_has(engine: docker.Dock
     """Without its labels nobody would find it, and it would stay."""
     before = containers_of(engine, os.getpid())
     server = S3Container(image_of("s3")).with_kwargs(mem_limit="1g", labels={"team": "ours"})
-    with server.with_kwargs(hostname="storage"):
+    with server.with_kwargs(hostname="storage", labels=["temporary"]):
         (name,) = set(containers_of(engine, os.getpid())) - set(before)
         made = engine.containers.get(name)
         assert made.labels["team"] == "ours"
+        assert made.labels["temporary"] == ""
         assert made.attrs["HostConfig"]["Memory"] == 2**30
         assert made.attrs["HostConfig"]["Init"]
         assert made.attrs["Config"]["Hostname"] == "storage"

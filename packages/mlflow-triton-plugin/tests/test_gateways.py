@@ -69,8 +69,10 @@ def aborting(status: grpc.StatusCode, details: str) -> Iterator[str]:
     server.add_generic_rpc_handlers((Handler(),))
     number = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    yield f"127.0.0.1:{number}"
-    server.stop(None).wait()
+    try:
+        yield f"127.0.0.1:{number}"
+    finally:
+        server.stop(None).wait()
 
 
 @contextmanager
@@ -92,9 +94,11 @@ def hanging_up(tls: ssl.SSLContext) -> Iterator[str]:
 
         thread = threading.Thread(target=serve)
         thread.start()
-        yield f"localhost:{listener.getsockname()[1]}"
-        listener.shutdown(socket.SHUT_RDWR)
-        thread.join()
+        try:
+            yield f"localhost:{listener.getsockname()[1]}"
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
 
 
 @contextmanager
@@ -105,7 +109,7 @@ def taking_no_connection() -> Iterator[str]:
         address = listener.getsockname()
         for _ in range(4):
             waiting = stack.enter_context(socket.socket())
-            waiting.setblocking(False)
+            waiting.settimeout(0)
             waiting.connect_ex(address)
         yield f"127.0.0.1:{address[1]}"
 
@@ -160,9 +164,9 @@ def test_tritons_words_are_understood_whatever_the_headers_say(
 
 
 @pytest.mark.parametrize("scheme", ["grpcs", "https"])
-@pytest.mark.parametrize("shown", [False, True], ids=["no certificate", "a certificate"])
+@pytest.mark.parametrize("shown", ["no certificate", "a certificate"])
 def test_a_gateway_with_nobody_behind_it_is_down(
-    environment: Callable[..., None], tmp_path: Path, scheme: str, shown: bool
+    environment: Callable[..., None], tmp_path: Path, scheme: str, shown: str
 ) -> None:
     authority = CertificateAuthority(tmp_path / "ours")
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -175,10 +179,10 @@ def test_a_gateway_with_nobody_behind_it_is_down(
             TRITON_URL=f"{scheme}://{address}",
             TRITON_TLS_CA=str(authority.certificate),
             TRITON_REQUEST_TIMEOUT="5",
-            **(mutual if shown else {}),
+            **(mutual if shown == "a certificate" else {}),
         )
         client = get_deploy_client("triton")
-        refused(client.list_deployments, "TEMPORARILY_UNAVAILABLE", "no Triton server answers")
+        refused(client.list_deployments, "TEMPORARILY_UNAVAILABLE", address, "answer")
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])

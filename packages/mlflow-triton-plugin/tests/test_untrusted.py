@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
 import mlflow
 import pytest
+from mlflow.entities import FileInfo
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 
 from mlflow_triton_plugin.errors import SettingsError
 from mlflow_triton_plugin.settings import parse_options
@@ -152,3 +155,42 @@ def test_a_name_that_misleads_is_refused_before_it_is_downloaded(
 ) -> None:
     (artifact / "model" / "a\u2215b").touch()
     assert "a\\u2215b" in refused(client, repository, run())
+
+
+@pytest.mark.parametrize("listed_bytes", [None, -(10**9), 0])
+def test_what_a_listing_hides_is_found_before_anything_is_placed(
+    client: TritonDeploymentClient,
+    repository: Path,
+    artifact: Path,
+    run: Callable[[], str],
+    monkeypatch: pytest.MonkeyPatch,
+    listed_bytes: int | None,
+) -> None:
+    """Not every artifact store says how large its files are, and one could lie."""
+    listing = HttpArtifactRepository.list_artifacts
+
+    def without_sizes(store: HttpArtifactRepository, path: str | None = None) -> list[FileInfo]:
+        return [FileInfo(each.path, each.is_dir, listed_bytes) for each in listing(store, path)]
+
+    (artifact / "model" / "1" / "weights").write_bytes(b"x" * 5_000_000)
+    uri = run()
+    monkeypatch.setattr(HttpArtifactRepository, "list_artifacts", without_sizes)
+    said = refused(client, repository, uri, {"max_size": "4MB"})
+    assert "holds more than 4.0 MB; if that is right, raise max_size" in said
+
+
+# -- input examples -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", ["input_example.json", "output_example.json"])
+def test_an_example_without_an_end_is_not_read(
+    client: TritonDeploymentClient, repository: Path, artifact: Path, which: str
+) -> None:
+    info = {"artifact_path": "input_example.json", "type": "ndarray"}
+    document = {"flavors": {"triton": {"data": "model"}}, "saved_input_example_info": info}
+    (artifact / "MLmodel").write_text(json.dumps(document))
+    (artifact / "input_example.json").write_text('{"inputs": [[1]]}')
+    with (artifact / which).open("wb") as file:
+        file.truncate(10**11)
+    said = refused(client, repository, str(artifact), {"validate": "true"})
+    assert f"{which} is larger than 50.0 MB" in said

@@ -27,6 +27,7 @@ import socket
 import time
 import urllib.request
 import uuid
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 import grpc
@@ -144,7 +145,10 @@ class ServerContainer(DockerContainer):
 
         Labels are added to its own, without which it could not be found and removed.
         """
-        labels = {**kwargs.get("labels", {}), **self._kwargs["labels"]}
+        more = kwargs.get("labels", {})
+        if not isinstance(more, Mapping):  # Docker takes a list of names, too
+            more = dict.fromkeys(more, "")
+        labels = {**more, **self._kwargs["labels"]}
         return super().with_kwargs(**{**self._kwargs, **kwargs, "labels": labels})
 
     def is_ready(self) -> bool:
