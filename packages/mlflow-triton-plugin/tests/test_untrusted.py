@@ -167,7 +167,7 @@ def test_what_a_listing_hides_is_found_before_anything_is_placed(
     listed_bytes: int | None,
 ) -> None:
     """Not every artifact store says how large its files are, and one could lie."""
-    listing = HttpArtifactRepository.list_artifacts
+    listing: Callable[..., list[FileInfo]] = HttpArtifactRepository.list_artifacts
 
     def without_sizes(store: HttpArtifactRepository, path: str | None = None) -> list[FileInfo]:
         return [FileInfo(each.path, each.is_dir, listed_bytes) for each in listing(store, path)]

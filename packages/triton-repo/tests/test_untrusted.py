@@ -363,6 +363,10 @@ model_warmup {
 """
 
 
+ACCELERATOR = """
+optimization { execution_accelerators { gpu_execution_accelerator { name: "tensorrt"
+  parameters { key: "trt_engine_cache_path" value: "cache/../../x" } } } }
+"""
 STATE = """
 sequence_batching { state { input_name: "a" output_name: "b" data_type: TYPE_FP32 dims: 1
   initial_state { name: "s" data_type: TYPE_FP32 dims: 1 data_file: "../../x" } } }
@@ -381,6 +385,7 @@ sequence_batching { state { input_name: "a" output_name: "b" data_type: TYPE_FP3
         (ENVIRONMENT, "EXECUTION_ENV_PATH"),
         (WARMUP, "model_warmup"),
         (STATE, "initial_state"),
+        (ACCELERATOR, "trt_engine_cache_path"),
         ('model_repository_agents { agents { name: "relocation" } }', "model_repository_agents"),
         ('backend: "../../tmp/evil"', "backend"),
         ('backend: "a/b"', "backend"),

@@ -258,6 +258,17 @@ class ModelConfig:
                     f"{where}: {field_name} is {path!r}, outside the model; put the file into it",
                     field=field_name,
                 )
+        accelerators = message.optimization.execution_accelerators
+        for each in (
+            *accelerators.gpu_execution_accelerator,
+            *accelerators.cpu_execution_accelerator,
+        ):
+            for name, value in each.parameters.items():  # a cache may well be at an absolute path
+                if ".." in PurePosixPath(value).parts:
+                    raise ConfigError(
+                        f"{where}: accelerator {each.name!r} has {name} {value!r}; say it without ..",
+                        field="execution_accelerators",
+                    )
         for field_name in ("backend", "platform"):
             name = getattr(message, field_name)
             if not _BACKEND.fullmatch(name):
