@@ -258,17 +258,7 @@ class ModelConfig:
                     f"{where}: {field_name} is {path!r}, outside the model; put the file into it",
                     field=field_name,
                 )
-        accelerators = message.optimization.execution_accelerators
-        for each in (
-            *accelerators.gpu_execution_accelerator,
-            *accelerators.cpu_execution_accelerator,
-        ):
-            for name, value in each.parameters.items():  # a cache may well be at an absolute path
-                if ".." in PurePosixPath(value).parts:
-                    raise ConfigError(
-                        f"{where}: accelerator {each.name!r} has {name} {value!r}; say it without ..",
-                        field="execution_accelerators",
-                    )
+        self._check_accelerators(where)
         for field_name in ("backend", "platform"):
             name = getattr(message, field_name)
             if not _BACKEND.fullmatch(name):
@@ -282,6 +272,19 @@ class ModelConfig:
                     f"from anywhere; only {', '.join(_AGENTS)} is let through",
                     field="model_repository_agents",
                 )
+
+    def _check_accelerators(self, where: str) -> None:
+        accelerators = self._message.optimization.execution_accelerators
+        for each in (
+            *accelerators.gpu_execution_accelerator,
+            *accelerators.cpu_execution_accelerator,
+        ):
+            for name, value in each.parameters.items():  # a cache may well be at an absolute path
+                if ".." in PurePosixPath(value).parts:
+                    raise ConfigError(
+                        f"{where}: accelerator {each.name!r} has {name} {value!r}; say it without ..",
+                        field="execution_accelerators",
+                    )
 
     def to_json(self) -> str:
         """The message as JSON, the form `load_model(config=…)` takes as an override."""
