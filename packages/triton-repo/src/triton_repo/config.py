@@ -282,7 +282,8 @@ class ModelConfig:
             for name, value in each.parameters.items():  # a cache may well be at an absolute path
                 if ".." in PurePosixPath(value).parts:
                     raise ConfigError(
-                        f"{where}: accelerator {each.name!r} has {name} {value!r}; say it without ..",
+                        f"{where}: accelerator {each.name!r} has {name} {value!r}; say it "
+                        "without ..",
                         field="execution_accelerators",
                     )
 
