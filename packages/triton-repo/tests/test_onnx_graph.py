@@ -266,6 +266,20 @@ def test_initializers_are_no_inputs(path: Path) -> None:
     assert [tensor.name for tensor in skimmed(path, model).inputs] == ["x"]
 
 
+def test_what_a_subgraph_calls_its_own_is_an_input_all_the_same(path: Path) -> None:
+    values = TensorProto(name="x", data_type=TensorProto.FLOAT, dims=[1])
+    inner = helper.make_graph(
+        [],
+        "inner",
+        [],
+        [value("x", [1])],
+        [values],
+        sparse_initializer=[onnx.SparseTensorProto(values=values, dims=[4])],
+    )
+    node = helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=inner)
+    assert [tensor.name for tensor in skimmed(path, model_of(node)).inputs] == ["x"]
+
+
 # -- types and shapes -------------------------------------------------------------------------
 
 

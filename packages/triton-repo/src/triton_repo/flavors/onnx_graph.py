@@ -50,6 +50,13 @@ _BELOW = {
     "SparseTensorProto": ("values", "indices"),
     "TensorProto": ("name", "external_data"),
 }
+#: Graphs inside nodes, functions and trainings have names of their own.
+_PLACES = (
+    "model.graph",
+    "model.graph.initializer",
+    "model.graph.sparse_initializer",
+    "model.graph.sparse_initializer.values",
+)
 #: Fields of a StringStringEntryProto.
 _KEY, _VALUE = 1, 2
 #: A hundred times what the largest graphs have; they take seconds.
@@ -206,7 +213,7 @@ class _Skim:
             start: where it begins.
             end: where it ends.
             descriptor: of its type.
-            place: the field that it is in, and that which this one is in: `model.graph`.
+            place: the fields that lead to it, where `_PLACES` has them; elsewhere an empty string.
 
         Raises:
             ValueError: it is none, or the file was made to take an age.
@@ -219,13 +226,14 @@ class _Skim:
             if found.name == "external_data":
                 self._add_external(value_start, value_end)
             elif found.message_type is None:  # a tensor's name
-                if place in ("graph.initializer", "sparse_initializer.values"):
+                if place.endswith(("initializer", "values")):
                     self.initialized.add(self._keep(value_start, value_end).decode())
             elif found.name in self.values:
                 if place == "model.graph":
                     self.values[found.name].append(self._keep(value_start, value_end))
             elif value_start < value_end:
-                below = f"{place.rpartition('.')[2]}.{found.name}"
+                below = f"{place}.{found.name}"
+                below = below if below in _PLACES else ""
                 self.message(value_start, value_end, found.message_type, below)
 
     def _add_external(self, start: int, end: int) -> None:
