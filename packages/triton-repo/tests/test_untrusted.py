@@ -638,6 +638,9 @@ def test_a_path_may_look_like_an_address() -> None:
         "DefaultEndpointsProtocol=https;AccountName=a;AccountKey=secret==;",
         "GET /x?sv=1&sig=secret HTTP/1.1",
         "{'Signature=secret', 'token=secret'}",
+        "X-Goog-Signature=secret&X-Amz-Signature%3Dsecret",
+        "{'X-Amz-Security-Token': 'secret', 'Authorization': 'Bearer secret'}",
+        "host=h password='secret' dbname=m; Authorization: secret",
     ],
 )
 def test_what_signs_an_address_is_masked_by_its_name(text: str) -> None:

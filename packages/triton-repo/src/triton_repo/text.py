@@ -17,14 +17,18 @@ __all__ = [
 ]
 
 #: Signed addresses let in whoever reads them.
-_QUERY = re.compile(r"(\b(?!file:)\w+://[^\s?'\"]+)\?[^\s'\"]+")
+_QUERY = re.compile(r"(\b(?!file:)\w{1,30}://[^\s?'\"]{1,4000})\?[^\s'\"]+")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 #: The names of what signs an address or lets its holder in, wherever they stand.
 _PARAMETER = re.compile(
-    r"(?<![\w-])((?:X-Amz-(?:Signature|Credential|Security-Token)|(?:Shared-?)?Access-?Signature|"
-    r"signature|sig|AWSAccessKeyId|AccountKey|SharedAccessKey|(?:access_|id_|refresh_)?token|"
-    r"api_?key|client_secret|secret|password|passwd|pwd)=)[^\s&;,'\"<>)]+",
-    re.IGNORECASE,
+    r"""(?<![\w-])(
+        (?: (?:Shared-?)?Access-?Signature | signature | sig | AWSAccessKeyId | AccountKey
+          | SharedAccessKey | (?:access_|id_|refresh_)?token | api_?key | client_secret | secret
+          | password | passwd | pwd ) (?:=|%3D) ['"]?
+      | X-(?:Amz|Goog)-(?:Signature|Credential|Security-Token) (?:=|%3D|['"]?:\s*) ['"]?
+      | authorization ['"]? [:=] \s* ['"]? (?:\w+\ )?
+    ) [^\s&;,'"<>)]+""",
+    re.IGNORECASE | re.VERBOSE,
 )
 #: `container@account`: no name of a user.
 _CONTAINERS = frozenset({"abfs", "abfss", "wasb", "wasbs"})
@@ -34,6 +38,7 @@ _AUTHORITY_END = re.compile(r"[/?#,'\"]")
 _REMOTE = re.compile(r"(?!file:)[A-Za-z][A-Za-z0-9+.-]+:")
 #: How far from its address's beginning the end of a password with spaces is looked for.
 _LONGEST_PASSWORD = 200
+_LONGEST_ADDRESS = 4000
 
 
 def brief(value: object) -> str:
@@ -87,7 +92,7 @@ def without_secrets(text: str) -> str:
     for found in _SCHEME.finditer(text):
         if found.end() < at:
             continue  # inside what was taken for a password
-        length = _user_length(found[1], text[found.end() :])
+        length = _user_length(found[1], text[found.end() : found.end() + _LONGEST_ADDRESS])
         told += [text[at : found.end()], "***@" if length else ""]
         at = found.end() + length
     return _PARAMETER.sub(r"\1***", _QUERY.sub(r"\1", "".join(told) + text[at:]))
