@@ -1,4 +1,4 @@
-"""`mlflow-triton`: what MLflow's own command line has no command for, `verify` and `repair`.
+"""`mlflow-triton`: what MLflow's own command line has no command for: `plan`, `verify`, `repair`.
 
 Results go to stdout, one line a finding; messages, the summary and progress go to stderr.
 """
@@ -16,7 +16,7 @@ from mlflow_triton_plugin.settings import Options, Settings
 from triton_repo.errors import DeploymentNotFoundError, TritonRepoError
 from triton_repo.integrity import NO_MODELS, Integrity, deployed, recorded_bytes, verify
 from triton_repo.store import open_store
-from triton_repo.text import human_size, one_line
+from triton_repo.text import human_size, one_line, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,9 +35,10 @@ _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 _EPILOG = """\
 environment:
   TRITON_MODEL_REPO  the model repository: a path, a file:// URI, s3://… or as://…
-  TRITON_URL         where Triton listens; repair asks it, verify does not
+  TRITON_URL         where Triton listens; plan and repair ask it, verify does not
 
 examples:
+  mlflow-triton plan resnet -m models:/resnet@champion
   mlflow-triton verify                     # every deployment
   mlflow-triton verify resnet bert         # these two
   mlflow-triton verify | grep ': changed'
@@ -45,7 +46,15 @@ examples:
   mlflow-triton repair
 
 Exit status: 0 all is well; 1 verify found something, or repair left something interrupted; 2 wrong
-usage, no such deployment, or the repository or a server is out of reach; 130 after Ctrl-C.
+usage, no such deployment, what is planned would be refused, or the repository or a server is out of
+reach; 130 after Ctrl-C.
+"""
+
+_PLAN = """\
+Say what `mlflow deployments create`, or of a deployed name `update`, would do with the same
+arguments, and change nothing: which files are copied, what becomes of config.pbtxt, which versions
+are removed, and what is loaded where. What would be refused is refused here. The model is brought
+to this machine as far as the command would bring it.
 """
 
 _VERIFY = """\
@@ -99,6 +108,23 @@ def _parser() -> argparse.ArgumentParser:
         argparse.ArgumentParser, "Look after deployments that MLflow made on Triton.", prog=_PROGRAM
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    planning = _described(
+        commands.add_parser, _PLAN, name="plan", help="what create or update would do"
+    )
+    planning.add_argument("name", metavar="NAME", help="the deployment")
+    planning.add_argument("-m", "--model-uri", help="as in mlflow deployments create and update")
+    planning.add_argument("-f", "--flavor", help="the same")
+    planning.add_argument(
+        "-C",
+        "--config",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        type=_option,
+        help="the same; may be given several times",
+    )
+    planning.add_argument("--json", action="store_true", help="print one JSON document")
+    planning.set_defaults(run=_plan)
     checking = _described(commands.add_parser, _VERIFY, name="verify", help="check every file")
     checking.add_argument("--json", action="store_true", help="print one JSON document")
     checking.set_defaults(run=_verify)
@@ -123,6 +149,36 @@ def _described(
         allow_abbrev=False,
         **arguments,
     )
+
+
+# -- plan -------------------------------------------------------------------------------------
+
+
+def _option(text: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return key, value
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    # 3 s of mlflow and the server's client, which verify and wrong usage do not pay
+    from mlflow_triton_plugin.deployment_error import DeploymentError  # noqa: PLC0415
+    from mlflow_triton_plugin.plugin import TritonDeploymentClient  # noqa: PLC0415
+    from mlflow_triton_plugin.preview import as_lines  # noqa: PLC0415
+
+    try:
+        plan = TritonDeploymentClient("triton").plan_deployment(
+            arguments.name, arguments.model_uri, arguments.flavor, dict(arguments.config)
+        )
+    except DeploymentError as exc:
+        _say(exc.message)
+        return _CANNOT
+    if arguments.json:
+        _print(json.dumps(plan, indent=2))
+    for line in as_lines(plan) if not arguments.json else ():
+        _print(printable(line))  # config.pbtxt is somebody else's text
+    return 0
 
 
 # -- verify -----------------------------------------------------------------------------------

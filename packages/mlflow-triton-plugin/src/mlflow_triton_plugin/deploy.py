@@ -15,6 +15,7 @@ import getpass
 import logging
 import os
 import socket
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,7 @@ from mlflow_triton_plugin.errors import (
 )
 from mlflow_triton_plugin.fetch import fetched, resolve
 from mlflow_triton_plugin.golden import read_example
+from mlflow_triton_plugin.preview import preview
 from mlflow_triton_plugin.progress import copying
 from mlflow_triton_plugin.settings import DEFAULT_KEEP_VERSIONS
 from triton_repo.change import Change, Together, plan_change, plan_return
@@ -56,7 +58,7 @@ from triton_repo.flavors import choose_flavor, convert
 from triton_repo.placement import ModelPlace, PlaceState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from mlflow_triton_plugin.fetch import RemoteArtifacts, ResolvedModel
     from mlflow_triton_plugin.golden import GoldenExample
@@ -109,11 +111,9 @@ class Deployer:
         with place.lock(holder(), options.lock_timeout_s):
             wanted = ("create", model_uri)
             interrupted, _ = self._recover(place, options.load_timeout_s, wanted)
-            base = self._base_of_create(place, options, again=_is(interrupted, wanted))
-            model = resolve(model_uri)
-            if place.state_to_change() is PlaceState.DEPLOYED and base is not None:
-                refuse_another_model(place, base, model)
-            return self._deploy(place, base, model, flavor, options, operation="create")
+            again = _is(interrupted, wanted)
+            with self._creating(place, model_uri, flavor, options, again=again) as planned:
+                return self._apply(place, planned, options, operation="create")
 
     def update(
         self, name: str, model_uri: str | None, flavor: str | None, options: Options
@@ -135,23 +135,8 @@ class Deployer:
         with place.lock(holder(), options.lock_timeout_s):
             wanted = ("update", model_uri) if model_uri is not None else None
             self._recover(place, options.load_timeout_s, wanted)
-            if place.state_to_change() is not PlaceState.DEPLOYED:
-                raise not_deployed(place)
-            base = place.take_stock()
-            together = options.serve_versions or (
-                served_together(base) if model_uri is None else None
-            )
-            if model_uri is None and together is not None and not options.tries_apart:
-                return self._choose(place, base, together, options)
-            model = resolve(model_uri or uri_of(place, base))
-            kept = None if options.tries_apart else kept_version(base, model)
-            if (
-                kept is not None
-                and flavor in (None, base.versions[kept].flavor)
-                and is_intact(place, base, kept)
-            ):
-                return self._return(place, base, kept, model.source, options)
-            return self._deploy(place, base, model, flavor, options, operation="update")
+            with self._updating(place, model_uri, flavor, options) as planned:
+                return self._apply(place, planned, options, operation="update")
 
     def delete(self, name: str, options: Options) -> bool:
         """Unload a deployment and remove it whole; what is not there is fine.
@@ -182,6 +167,51 @@ class Deployer:
             place.remove()
             return True
 
+    # -- the plan before the deed -------------------------------------------------------------
+
+    def plan(
+        self, name: str, model_uri: str | None, flavor: str | None, options: Options
+    ) -> dict[str, Any]:
+        """What `create`, or of a deployed name `update`, would do now; nothing is changed.
+
+        Returns:
+            See `preview`.
+
+        Raises:
+            LockedError: a change is under way, or was interrupted.
+            DeploymentNotFoundError: there is no such deployment, and no model URI.
+            TritonRepoError, TritonServerError, MlflowException: what the command would raise.
+        """
+        place = ModelPlace(self.store, check_name(name))
+        operation = self.next_operation(name)
+        self._check_servers(options)
+        if operation == "update":
+            planning = self._updating(place, model_uri, flavor, options)
+        elif model_uri is None:
+            raise not_deployed(place)
+        else:
+            planning = self._creating(place, model_uri, flavor, options, again=False)
+        with planning as planned:
+            return preview(place, planned.change, self.servers, options, operation)
+
+    def next_operation(self, name: str) -> str:
+        """What a name can be given to now: `update` where it is deployed, else `create`.
+
+        Raises:
+            LockedError: a change is under way, or was interrupted.
+        """
+        place = ModelPlace(self.store, check_name(name))
+        state = place.state()
+        if state is PlaceState.INTERRUPTED:
+            journal = place.journal()
+            raise LockedError(
+                f"a change of {place.uri} is under way or was interrupted; when no command is at "
+                f"it, mlflow-triton repair {name} puts it right",
+                holder=journal.holder if journal else "",
+                since=journal.since if journal else "",
+            )
+        return "update" if state is PlaceState.DEPLOYED else "create"
+
     # -- repair -------------------------------------------------------------------------------
 
     def repair(self, name: str, options: Options) -> str | None:
@@ -208,6 +238,10 @@ class Deployer:
 
     def _check(self, options: Options) -> None:
         self.store.check()
+        self._check_servers(options)
+        self.store.sweep("")
+
+    def _check_servers(self, options: Options) -> None:
         self.servers.states()  # not only there, but ready to take orders from this client
         if options.tries_apart and not self.servers.load_paths:
             raise SettingsError(
@@ -216,7 +250,6 @@ class Deployer:
                 "(port 8001 by default)",
                 setting="-C validate",
             )
-        self.store.sweep("")
 
     def _recover(
         self, place: ModelPlace, timeout_s: float, wanted: tuple[str, str] | None = None
@@ -243,6 +276,56 @@ class Deployer:
         _logger.warning("an interrupted change of %s was %s", place.uri, outcome)
         _agree(self.servers, place, timeout_s)
         return interrupted, outcome
+
+    @contextmanager
+    def _creating(
+        self,
+        place: ModelPlace,
+        model_uri: str,
+        flavor: str | None,
+        options: Options,
+        *,
+        again: bool,
+    ) -> Iterator[_Planned]:
+        """Plan what `create` does; while the block lasts the model is on this machine.
+
+        Args:
+            place: where.
+            model_uri: see `create`.
+            flavor: see `create`.
+            options: see `create`.
+            again: whether this very command was interrupted before.
+        """
+        base = self._base_of_create(place, options, again=again)
+        model = resolve(model_uri)
+        if place.state_to_change() is PlaceState.DEPLOYED and base is not None:
+            refuse_another_model(place, base, model)
+        with self._fetching(place, base, model, flavor, options) as planned:
+            yield planned
+
+    @contextmanager
+    def _updating(
+        self, place: ModelPlace, model_uri: str | None, flavor: str | None, options: Options
+    ) -> Iterator[_Planned]:
+        """Plan what `update` does; see `_creating`."""
+        if place.state_to_change() is not PlaceState.DEPLOYED:
+            raise not_deployed(place)
+        base = place.take_stock()
+        together = options.serve_versions or (served_together(base) if model_uri is None else None)
+        if model_uri is None and together is not None and not options.tries_apart:
+            yield _Planned(_chosen(place, base, together, options))
+            return
+        model = resolve(model_uri or uri_of(place, base))
+        kept = None if options.tries_apart else kept_version(base, model)
+        if (
+            kept is not None
+            and flavor in (None, base.versions[kept].flavor)
+            and is_intact(place, base, kept)
+        ):
+            yield _Planned(_returned(base, kept, model.source, options))
+            return
+        with self._fetching(place, base, model, flavor, options) as planned:
+            yield planned
 
     def _base_of_create(self, place: ModelPlace, options: Options, *, again: bool) -> Stock | None:
         state = place.state_to_change()
@@ -278,16 +361,16 @@ class Deployer:
                 name=place.name,
             )
 
-    def _deploy(
+    @contextmanager
+    def _fetching(
         self,
         place: ModelPlace,
         base: Stock | None,
         model: ResolvedModel,
         flavor: str | None,
         options: Options,
-        *,
-        operation: str,
-    ) -> dict[str, Any]:
+    ) -> Iterator[_Planned]:
+        """Bring the model and plan to serve it; see `_creating`."""
         keep_base = options.on_conflict != "replace" or is_ours(base)
         if base is not None and keep_base:
             check_config(place, base)
@@ -320,57 +403,13 @@ class Deployer:
                 if options.validate == "true"
                 else None
             )
-            return self._apply(place, change, options, operation=operation, example=example)
-
-    def _choose(
-        self, place: ModelPlace, base: Stock, together: Together, options: Options
-    ) -> dict[str, Any]:
-        """Serve these versions, from what is on disk; nothing else changes unless it is asked for.
-
-        Raises:
-            ArtifactError: one of them is not what was placed.
-        """
-        check_config(place, base)
-        version = main_of(base, together)
-        serving = together.chosen(version, base.versions)
-        for each in serving:
-            if not (base.can_return(each) and is_intact(place, base, each)):
-                raise ArtifactError(
-                    f"version {each} of {place.uri} is not what was placed; `mlflow-triton verify "
-                    f"{place.name}` names what differs, update -m with its model places it again"
-                )
-        keep_all = options.keep_versions or len(base.versions)
-        options = replace(options, serve_versions=together, keep_versions=keep_all)
-        return self._return(place, base, version, base.versions[version].source, options)
-
-    def _return(
-        self,
-        place: ModelPlace,
-        base: Stock,
-        version: int,
-        source: Source,
-        options: Options,
-    ) -> dict[str, Any]:
-        """Serve a version that is on disk; nothing is fetched or copied."""
-        change = plan_return(
-            base,
-            version,
-            source=source,
-            keep_versions=options.keep_versions or DEFAULT_KEEP_VERSIONS,
-            together=options.serve_versions,
-        )
-        return self._apply(place, change, options, operation="update")
+            yield _Planned(change, example)
 
     def _apply(
-        self,
-        place: ModelPlace,
-        change: Change,
-        options: Options,
-        *,
-        operation: str,
-        example: GoldenExample | None = None,
+        self, place: ModelPlace, planned: _Planned, options: Options, *, operation: str
     ) -> dict[str, Any]:
         """Stage, validate, commit; or put everything back."""
+        change = planned.change
         staged, states = None, []
         try:
             with copying(place.name, change.size_bytes) as on_copied:
@@ -382,7 +421,7 @@ class Deployer:
                     on_copied=on_copied,
                 )
             if staged.apart and self.servers.load_paths:
-                self._try_apart(place, staged, options, example)
+                self._try_apart(place, staged, options, planned.example)
             place.install(staged)
             states = self.servers.load(
                 place.name,
@@ -459,6 +498,45 @@ class Deployer:
 
 #: Putting back is worth waiting for, but not as long as the load that failed.
 _PUT_BACK_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """What is to be done, and what the model is to be asked before anybody else does."""
+
+    change: Change
+    example: GoldenExample | None = None
+
+
+def _chosen(place: ModelPlace, base: Stock, together: Together, options: Options) -> Change:
+    """Plan to serve these versions, from what is on disk; nothing else changes unasked.
+
+    Raises:
+        ArtifactError: one of them is not what was placed.
+    """
+    check_config(place, base)
+    version = main_of(base, together)
+    serving = together.chosen(version, base.versions)
+    for each in serving:
+        if not (base.can_return(each) and is_intact(place, base, each)):
+            raise ArtifactError(
+                f"version {each} of {place.uri} is not what was placed; `mlflow-triton verify "
+                f"{place.name}` names what differs, update -m with its model places it again"
+            )
+    keep_all = options.keep_versions or len(base.versions)
+    options = replace(options, serve_versions=together, keep_versions=keep_all)
+    return _returned(base, version, base.versions[version].source, options)
+
+
+def _returned(base: Stock, version: int, source: Source, options: Options) -> Change:
+    """Plan to serve a version that is on disk; nothing is fetched or copied."""
+    return plan_return(
+        base,
+        version,
+        source=source,
+        keep_versions=options.keep_versions or DEFAULT_KEEP_VERSIONS,
+        together=options.serve_versions,
+    )
 
 
 def _is(journal: Journal | None, wanted: tuple[str, str] | None) -> bool:

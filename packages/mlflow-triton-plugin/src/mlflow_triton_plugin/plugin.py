@@ -227,6 +227,33 @@ class TritonDeploymentClient(deployments_base.BaseDeploymentClient):
             options = parse_options(config, command="delete")
             return self._deployer().repair(name, options)
 
+    def plan_deployment(
+        self,
+        name: str,
+        model_uri: str | None = None,
+        flavor: str | None = None,
+        config: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """What create, or of a deployed name update, would do now; nothing is changed.
+
+        Args:
+            name: the deployment.
+            model_uri: as in `create_deployment` and `update_deployment`.
+            flavor: as in `create_deployment`.
+            config: options, see `mlflow deployments help -t triton`.
+
+        Returns:
+            See `mlflow_triton_plugin.preview.preview`; `mlflow-triton plan --json` prints the same.
+
+        Raises:
+            MlflowException: what the command would raise. RESOURCE_CONFLICT where a change is under
+                way, or was interrupted.
+        """
+        with translated():
+            deployer = self._deployer()
+            options = parse_options(config, command=deployer.next_operation(name))
+            return deployer.plan(name, model_uri, flavor, options)
+
     def _store(self) -> Store:
         return open_store(self._settings.required_repository())
 
