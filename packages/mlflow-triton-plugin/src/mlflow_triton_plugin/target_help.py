@@ -28,8 +28,9 @@ Examples:
   mlflow deployments run-local -t triton --name resnet -m models:/resnet/1
 
 What create or update would do is shown by `mlflow-triton plan resnet -m models:/resnet/7`, which
-changes nothing. What is on disk is checked by `mlflow-triton verify`; what a killed command left is put right by the
-same command again, by update or delete, or for all deployments by `mlflow-triton repair`.
+changes nothing. What is on disk is checked by `mlflow-triton verify`; what a killed command left is
+put right by the same command again, by update or delete, or for all deployments by
+`mlflow-triton repair`.
 """
 
 
