@@ -129,7 +129,8 @@ def test_what_would_be_refused_is_refused_in_the_plan(
     words: str,
 ) -> None:
     model, *rest = (f"{scale}/1" if each == "SCALE" else each for each in arguments)
-    for call in (plan, client.create_deployment if model else client.update_deployment):
+    deed: Callable[..., Any] = client.create_deployment if model else client.update_deployment
+    for call in (plan, deed):
         with pytest.raises(MlflowException, match=words.replace("?", "[?]")) as raised:
             call(name, model, *rest)
         assert raised.value.error_code == code

@@ -15,23 +15,11 @@ import getpass
 import logging
 import os
 import socket
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mlflow_triton_plugin.choice import (
-    check_config,
-    foreign,
-    is_intact,
-    is_ours,
-    kept_version,
-    main_of,
-    not_deployed,
-    refuse_another_model,
-    served_together,
-    uri_of,
-)
+from mlflow_triton_plugin.choice import foreign, not_deployed
 from mlflow_triton_plugin.describe import describe, ready_versions
 from mlflow_triton_plugin.errors import (
     ModelLoadError,
@@ -39,35 +27,23 @@ from mlflow_triton_plugin.errors import (
     SettingsError,
     TritonServerError,
 )
-from mlflow_triton_plugin.fetch import fetched, resolve
-from mlflow_triton_plugin.golden import read_example
+from mlflow_triton_plugin.planning import Planner, serves
 from mlflow_triton_plugin.preview import preview
 from mlflow_triton_plugin.progress import copying
-from mlflow_triton_plugin.settings import DEFAULT_KEEP_VERSIONS
-from triton_repo.change import Change, Together, plan_change, plan_return
 from triton_repo.entry import check_name
-from triton_repo.errors import (
-    ArtifactError,
-    DeploymentExistsError,
-    LockedError,
-    StoreError,
-    StoreUnavailableError,
-    TritonRepoError,
-)
-from triton_repo.flavors import choose_flavor, convert
+from triton_repo.errors import LockedError, StoreError, StoreUnavailableError, TritonRepoError
 from triton_repo.placement import ModelPlace, PlaceState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-    from mlflow_triton_plugin.fetch import RemoteArtifacts, ResolvedModel
+    from mlflow_triton_plugin.fetch import RemoteArtifacts
     from mlflow_triton_plugin.golden import GoldenExample
+    from mlflow_triton_plugin.planning import Planned
     from mlflow_triton_plugin.server import TritonServers
     from mlflow_triton_plugin.settings import Options
     from triton_repo.journal import Journal
     from triton_repo.placement import StagedChange
-    from triton_repo.record import Source
-    from triton_repo.stock import Stock
     from triton_repo.store import Store
 
 __all__ = ["Deployer"]
@@ -88,6 +64,10 @@ class Deployer:
     store: Store
     servers: TritonServers
     remote: RemoteArtifacts | None = None
+
+    @property
+    def _planner(self) -> Planner:
+        return Planner(self.servers, self.remote)
 
     # -- the three commands -------------------------------------------------------------------
 
@@ -112,7 +92,7 @@ class Deployer:
             wanted = ("create", model_uri)
             interrupted, _ = self._recover(place, options.load_timeout_s, wanted)
             again = _is(interrupted, wanted)
-            with self._creating(place, model_uri, flavor, options, again=again) as planned:
+            with self._planner.creating(place, model_uri, flavor, options, again=again) as planned:
                 return self._apply(place, planned, options, operation="create")
 
     def update(
@@ -135,7 +115,7 @@ class Deployer:
         with place.lock(holder(), options.lock_timeout_s):
             wanted = ("update", model_uri) if model_uri is not None else None
             self._recover(place, options.load_timeout_s, wanted)
-            with self._updating(place, model_uri, flavor, options) as planned:
+            with self._planner.updating(place, model_uri, flavor, options) as planned:
                 return self._apply(place, planned, options, operation="update")
 
     def delete(self, name: str, options: Options) -> bool:
@@ -186,11 +166,11 @@ class Deployer:
         operation = self.next_operation(name)
         self._check_servers(options)
         if operation == "update":
-            planning = self._updating(place, model_uri, flavor, options)
+            planning = self._planner.updating(place, model_uri, flavor, options)
         elif model_uri is None:
             raise not_deployed(place)
         else:
-            planning = self._creating(place, model_uri, flavor, options, again=False)
+            planning = self._planner.creating(place, model_uri, flavor, options, again=False)
         with planning as planned:
             return preview(place, planned.change, self.servers, options, operation)
 
@@ -277,136 +257,8 @@ class Deployer:
         _agree(self.servers, place, timeout_s)
         return interrupted, outcome
 
-    @contextmanager
-    def _creating(
-        self,
-        place: ModelPlace,
-        model_uri: str,
-        flavor: str | None,
-        options: Options,
-        *,
-        again: bool,
-    ) -> Iterator[_Planned]:
-        """Plan what `create` does; while the block lasts the model is on this machine.
-
-        Args:
-            place: where.
-            model_uri: see `create`.
-            flavor: see `create`.
-            options: see `create`.
-            again: whether this very command was interrupted before.
-        """
-        base = self._base_of_create(place, options, again=again)
-        model = resolve(model_uri)
-        if place.state_to_change() is PlaceState.DEPLOYED and base is not None:
-            refuse_another_model(place, base, model)
-        with self._fetching(place, base, model, flavor, options) as planned:
-            yield planned
-
-    @contextmanager
-    def _updating(
-        self, place: ModelPlace, model_uri: str | None, flavor: str | None, options: Options
-    ) -> Iterator[_Planned]:
-        """Plan what `update` does; see `_creating`."""
-        if place.state_to_change() is not PlaceState.DEPLOYED:
-            raise not_deployed(place)
-        base = place.take_stock()
-        together = options.serve_versions or (served_together(base) if model_uri is None else None)
-        if model_uri is None and together is not None and not options.tries_apart:
-            yield _Planned(_chosen(place, base, together, options))
-            return
-        model = resolve(model_uri or uri_of(place, base))
-        kept = None if options.tries_apart else kept_version(base, model)
-        if (
-            kept is not None
-            and flavor in (None, base.versions[kept].flavor)
-            and is_intact(place, base, kept)
-        ):
-            yield _Planned(_returned(base, kept, model.source, options))
-            return
-        with self._fetching(place, base, model, flavor, options) as planned:
-            yield planned
-
-    def _base_of_create(self, place: ModelPlace, options: Options, *, again: bool) -> Stock | None:
-        state = place.state_to_change()
-        if state is PlaceState.ABSENT:
-            self._refuse_another_repository(place)
-            return None
-        if state is PlaceState.FOREIGN:
-            if options.on_conflict == "fail":
-                raise foreign(
-                    place,
-                    "-C on_conflict=adopt keeps its versions beside the new one, "
-                    "on_conflict=replace removes it",
-                )
-            return place.take_stock()
-        if not again and _serves(self.servers, place):
-            raise DeploymentExistsError(
-                f"{place.name} is deployed already; update it, delete it, or choose another name",
-                name=place.name,
-            )
-        return place.take_stock()
-
-    def _refuse_another_repository(self, place: ModelPlace) -> None:
-        """Make sure that the servers do not serve a model of this name from somewhere else.
-
-        Raises:
-            DeploymentExistsError: one does; it was left alone.
-        """
-        if _serves(self.servers, place):
-            raise DeploymentExistsError(
-                f"{self.servers.endpoints} serves {place.name}, and {place.store.uri} holds none: "
-                "TRITON_MODEL_REPO is not the directory that this server reads (or the "
-                "model's was removed by hand: then unload it, or restart the server)",
-                name=place.name,
-            )
-
-    @contextmanager
-    def _fetching(
-        self,
-        place: ModelPlace,
-        base: Stock | None,
-        model: ResolvedModel,
-        flavor: str | None,
-        options: Options,
-    ) -> Iterator[_Planned]:
-        """Bring the model and plan to serve it; see `_creating`."""
-        keep_base = options.on_conflict != "replace" or is_ours(base)
-        if base is not None and keep_base:
-            check_config(place, base)
-        wanted = model.source.registered_version
-        with fetched(model, self.remote, flavor, options.limits) as found_model:
-            artifact = found_model.artifact
-            entry = convert(
-                artifact,
-                flavor=choose_flavor(artifact, flavor),
-                name=place.name,
-                version=wanted or 1,
-            ).from_origins(found_model.origins)
-            plan = partial(
-                plan_change,
-                entry,
-                model.source,
-                wanted_version=wanted,
-                keep_versions=options.keep_versions or DEFAULT_KEEP_VERSIONS,
-                keep_base=keep_base,
-                together=options.serve_versions,
-            )
-            change = plan(base=base)
-            if base is not None and change.reuse is not None:
-                recorded = base.versions[change.reuse].files
-                found = place.digests_of(change.reuse, recorded)
-                if found != recorded:  # damaged: it is placed anew
-                    change = plan(base=base.with_files(change.reuse, found))
-            example = (
-                read_example(artifact, tolerance=options.validate_tolerance)
-                if options.validate == "true"
-                else None
-            )
-            yield _Planned(change, example)
-
     def _apply(
-        self, place: ModelPlace, planned: _Planned, options: Options, *, operation: str
+        self, place: ModelPlace, planned: Planned, options: Options, *, operation: str
     ) -> dict[str, Any]:
         """Stage, validate, commit; or put everything back."""
         change = planned.change
@@ -500,53 +352,9 @@ class Deployer:
 _PUT_BACK_TIMEOUT_S = 60.0
 
 
-@dataclass(frozen=True)
-class _Planned:
-    """What is to be done, and what the model is to be asked before anybody else does."""
-
-    change: Change
-    example: GoldenExample | None = None
-
-
-def _chosen(place: ModelPlace, base: Stock, together: Together, options: Options) -> Change:
-    """Plan to serve these versions, from what is on disk; nothing else changes unasked.
-
-    Raises:
-        ArtifactError: one of them is not what was placed.
-    """
-    check_config(place, base)
-    version = main_of(base, together)
-    serving = together.chosen(version, base.versions)
-    for each in serving:
-        if not (base.can_return(each) and is_intact(place, base, each)):
-            raise ArtifactError(
-                f"version {each} of {place.uri} is not what was placed; `mlflow-triton verify "
-                f"{place.name}` names what differs, update -m with its model places it again"
-            )
-    keep_all = options.keep_versions or len(base.versions)
-    options = replace(options, serve_versions=together, keep_versions=keep_all)
-    return _returned(base, version, base.versions[version].source, options)
-
-
-def _returned(base: Stock, version: int, source: Source, options: Options) -> Change:
-    """Plan to serve a version that is on disk; nothing is fetched or copied."""
-    return plan_return(
-        base,
-        version,
-        source=source,
-        keep_versions=options.keep_versions or DEFAULT_KEEP_VERSIONS,
-        together=options.serve_versions,
-    )
-
-
 def _is(journal: Journal | None, wanted: tuple[str, str] | None) -> bool:
     """Whether a journal is that of this operation and model URI."""
     return journal is not None and (journal.operation, journal.model_uri) == wanted
-
-
-def _serves(servers: TritonServers, place: ModelPlace) -> bool:
-    states = servers.states(place.name).get(place.name, [])
-    return any(state.state == "READY" for state in states)
 
 
 def _settle(servers: TritonServers, place: ModelPlace, timeout_s: float) -> None:
@@ -569,7 +377,7 @@ def _agree(servers: TritonServers, place: ModelPlace, timeout_s: float) -> None:
     """Make the servers serve what is on disk, after a change was undone there."""
     if place.state_to_change() is PlaceState.ABSENT:
         servers.unload(place.name, timeout_s=timeout_s)
-    elif _serves(servers, place):
+    elif serves(servers, place):
         try:
             servers.load(place.name, config=None, versions=(), timeout_s=timeout_s)
         except ModelLoadError as exc:  # what serves goes on; the command itself may mend it

@@ -1,0 +1,222 @@
+"""What a command is going to do: from a model's URI to a `Change`; nothing is changed yet."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from mlflow_triton_plugin.choice import (
+    check_config,
+    foreign,
+    is_intact,
+    is_ours,
+    kept_version,
+    main_of,
+    not_deployed,
+    refuse_another_model,
+    served_together,
+    uri_of,
+)
+from mlflow_triton_plugin.fetch import fetched, resolve
+from mlflow_triton_plugin.golden import read_example
+from mlflow_triton_plugin.settings import DEFAULT_KEEP_VERSIONS
+from triton_repo.change import Change, Together, plan_change, plan_return
+from triton_repo.errors import ArtifactError, DeploymentExistsError
+from triton_repo.flavors import choose_flavor, convert
+from triton_repo.placement import PlaceState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mlflow_triton_plugin.fetch import RemoteArtifacts, ResolvedModel
+    from mlflow_triton_plugin.golden import GoldenExample
+    from mlflow_triton_plugin.server import TritonServers
+    from mlflow_triton_plugin.settings import Options
+    from triton_repo.placement import ModelPlace
+    from triton_repo.record import Source
+    from triton_repo.stock import Stock
+
+__all__ = ["Planned", "Planner", "serves"]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What is to be done, and what the model is to be asked before anybody else does."""
+
+    change: Change
+    example: GoldenExample | None = None
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Plans changes of one repository, and of the servers that read it; see `Deployer`."""
+
+    servers: TritonServers
+    remote: RemoteArtifacts | None = None
+
+    @contextmanager
+    def creating(
+        self,
+        place: ModelPlace,
+        model_uri: str,
+        flavor: str | None,
+        options: Options,
+        *,
+        again: bool,
+    ) -> Iterator[Planned]:
+        """Plan what `create` does; while the block lasts the model is on this machine.
+
+        Args:
+            place: where.
+            model_uri: see `create`.
+            flavor: see `create`.
+            options: see `create`.
+            again: whether this very command was interrupted before.
+        """
+        base = self._base_of_create(place, options, again=again)
+        model = resolve(model_uri)
+        if place.state_to_change() is PlaceState.DEPLOYED and base is not None:
+            refuse_another_model(place, base, model)
+        with self._fetching(place, base, model, flavor, options) as planned:
+            yield planned
+
+    @contextmanager
+    def updating(
+        self, place: ModelPlace, model_uri: str | None, flavor: str | None, options: Options
+    ) -> Iterator[Planned]:
+        """Plan what `update` does; see `creating`."""
+        if place.state_to_change() is not PlaceState.DEPLOYED:
+            raise not_deployed(place)
+        base = place.take_stock()
+        together = options.serve_versions or (served_together(base) if model_uri is None else None)
+        if model_uri is None and together is not None and not options.tries_apart:
+            yield Planned(_chosen(place, base, together, options))
+            return
+        model = resolve(model_uri or uri_of(place, base))
+        kept = None if options.tries_apart else kept_version(base, model)
+        if (
+            kept is not None
+            and flavor in (None, base.versions[kept].flavor)
+            and is_intact(place, base, kept)
+        ):
+            yield Planned(_returned(base, kept, model.source, options))
+            return
+        with self._fetching(place, base, model, flavor, options) as planned:
+            yield planned
+
+    def _base_of_create(self, place: ModelPlace, options: Options, *, again: bool) -> Stock | None:
+        state = place.state_to_change()
+        if state is PlaceState.ABSENT:
+            self._refuse_another_repository(place)
+            return None
+        if state is PlaceState.FOREIGN:
+            if options.on_conflict == "fail":
+                raise foreign(
+                    place,
+                    "-C on_conflict=adopt keeps its versions beside the new one, "
+                    "on_conflict=replace removes it",
+                )
+            return place.take_stock()
+        if not again and serves(self.servers, place):
+            raise DeploymentExistsError(
+                f"{place.name} is deployed already; update it, delete it, or choose another name",
+                name=place.name,
+            )
+        return place.take_stock()
+
+    def _refuse_another_repository(self, place: ModelPlace) -> None:
+        """Make sure that the servers do not serve a model of this name from somewhere else.
+
+        Raises:
+            DeploymentExistsError: one does; it was left alone.
+        """
+        if serves(self.servers, place):
+            raise DeploymentExistsError(
+                f"{self.servers.endpoints} serves {place.name}, and {place.store.uri} holds none: "
+                "TRITON_MODEL_REPO is not the directory that this server reads (or the "
+                "model's was removed by hand: then unload it, or restart the server)",
+                name=place.name,
+            )
+
+    @contextmanager
+    def _fetching(
+        self,
+        place: ModelPlace,
+        base: Stock | None,
+        model: ResolvedModel,
+        flavor: str | None,
+        options: Options,
+    ) -> Iterator[Planned]:
+        """Bring the model and plan to serve it; see `creating`."""
+        keep_base = options.on_conflict != "replace" or is_ours(base)
+        if base is not None and keep_base:
+            check_config(place, base)
+        wanted = model.source.registered_version
+        with fetched(model, self.remote, flavor, options.limits) as found_model:
+            artifact = found_model.artifact
+            entry = convert(
+                artifact,
+                flavor=choose_flavor(artifact, flavor),
+                name=place.name,
+                version=wanted or 1,
+            ).from_origins(found_model.origins)
+            plan = partial(
+                plan_change,
+                entry,
+                model.source,
+                wanted_version=wanted,
+                keep_versions=options.keep_versions or DEFAULT_KEEP_VERSIONS,
+                keep_base=keep_base,
+                together=options.serve_versions,
+            )
+            change = plan(base=base)
+            if base is not None and change.reuse is not None:
+                recorded = base.versions[change.reuse].files
+                found = place.digests_of(change.reuse, recorded)
+                if found != recorded:  # damaged: it is placed anew
+                    change = plan(base=base.with_files(change.reuse, found))
+            example = (
+                read_example(artifact, tolerance=options.validate_tolerance)
+                if options.validate == "true"
+                else None
+            )
+            yield Planned(change, example)
+
+
+def _chosen(place: ModelPlace, base: Stock, together: Together, options: Options) -> Change:
+    """Plan to serve these versions, from what is on disk; nothing else changes unasked.
+
+    Raises:
+        ArtifactError: one of them is not what was placed.
+    """
+    check_config(place, base)
+    version = main_of(base, together)
+    serving = together.chosen(version, base.versions)
+    for each in serving:
+        if not (base.can_return(each) and is_intact(place, base, each)):
+            raise ArtifactError(
+                f"version {each} of {place.uri} is not what was placed; `mlflow-triton verify "
+                f"{place.name}` names what differs, update -m with its model places it again"
+            )
+    keep_all = options.keep_versions or len(base.versions)
+    options = replace(options, serve_versions=together, keep_versions=keep_all)
+    return _returned(base, version, base.versions[version].source, options)
+
+
+def _returned(base: Stock, version: int, source: Source, options: Options) -> Change:
+    """Plan to serve a version that is on disk; nothing is fetched or copied."""
+    return plan_return(
+        base,
+        version,
+        source=source,
+        keep_versions=options.keep_versions or DEFAULT_KEEP_VERSIONS,
+        together=options.serve_versions,
+    )
+
+
+def serves(servers: TritonServers, place: ModelPlace) -> bool:
+    """Whether a server has a version of this model READY."""
+    states = servers.states(place.name).get(place.name, [])
+    return any(state.state == "READY" for state in states)
