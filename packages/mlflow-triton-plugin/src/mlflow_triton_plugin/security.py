@@ -321,10 +321,9 @@ def _read(path: str, setting: str) -> bytes:
     try:
         with Path(path).open("rb") as file:
             data = file.read(_MAX_FILE_BYTES + 1)
-    except OSError as exc:
-        raise SettingsError(
-            f"{setting}: {path} cannot be read: {exc.strerror}", setting=setting
-        ) from exc
+    except (OSError, ValueError) as exc:  # ValueError: no path at all
+        why = getattr(exc, "strerror", None) or str(exc)
+        raise SettingsError(f"{setting}: {path!r} cannot be read: {why}", setting=setting) from exc
     if len(data) > _MAX_FILE_BYTES:
         raise SettingsError(f"{setting}: {path} is larger than 1 MB", setting=setting)
     return data
