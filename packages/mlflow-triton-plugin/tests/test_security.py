@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import json
 import logging
 import os
 import ssl
@@ -11,6 +13,7 @@ from concurrent import futures
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote, quote_plus
 
 import certifi
 import grpc
@@ -358,6 +361,26 @@ def test_a_token_that_rotates_is_sent_as_it_is_now_and_never_told(
     assert seen[-1] == "Bearer second-token-4712"
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        str,
+        lambda value: " ".join(value.split()),
+        json.dumps,
+        lambda value: json.dumps(value).replace("&", "\\u0026").replace("<", "\\u003c"),
+        lambda value: json.dumps(value).replace("/", "\\/"),
+        quote,
+        quote_plus,
+        html.escape,
+    ],
+)
+def test_a_value_is_masked_however_a_gateway_writes_it(written: Callable[[str], str]) -> None:
+    value = 'one  two/"three"\\&<four'
+    access = Access(fixed=(Header("x-key", value),))
+    access.headers()
+    assert access.without_secrets(f"not {written(value)}!") in ("not ***!", 'not "***"!')
+
+
 # -- settings -----------------------------------------------------------------------------------
 
 
@@ -538,7 +561,13 @@ def test_credentials_in_an_address_are_refused_and_not_repeated(
 
 
 @pytest.mark.parametrize(
-    "uri", ["s3://user:hidden@bucket/model", "https://h/model?X-Amz-Signature=hidden"]
+    "uri",
+    [
+        "s3://user:hidden@bucket/model",
+        "https://h/model?X-Amz-Signature=hidden",
+        "http://user:1234#hidden@h/model",
+        "models:/m/7?hidden",
+    ],
 )
 def test_a_model_uri_with_a_secret_is_refused_for_it_would_be_recorded(
     client: TritonDeploymentClient, repository: Path, uri: str

@@ -32,9 +32,10 @@ from triton_repo.config import CONFIG_FILENAME
 from triton_repo.entry import RemoteFile, check_file_name
 from triton_repo.errors import ArtifactError, MissingModelFileError, TritonRepoError
 from triton_repo.flavors import choose_flavor
+from triton_repo.masking import has_secret, without_secrets
 from triton_repo.record import Source
 from triton_repo.scan import Limits, Tally, scan_tree
-from triton_repo.text import has_secret, one_line, without_secrets
+from triton_repo.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -137,8 +138,9 @@ def resolve(model_uri: str) -> ResolvedModel:
     """
     if has_secret(model_uri):
         raise SettingsError(
-            f"{without_secrets(model_uri)} was given with a password or a signature, and what is "
-            "deployed is recorded; leave it out and give MLflow its credentials in the environment",
+            f"the URI of the model ({model_uri.partition(':')[0]}:…) holds a password or a "
+            "signature, and what is deployed is recorded; leave it out and give MLflow its "
+            "credentials in the environment",
             setting="model_uri",
         )
     with _downloading(model_uri):

@@ -6,6 +6,8 @@ Parsed by `settings.py`, which alone reads the environment. Nothing here is ever
 
 from __future__ import annotations
 
+import html
+import json
 import os
 import re
 import ssl
@@ -16,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
+from urllib.parse import quote, quote_plus, unquote
 
 from mlflow_triton_plugin.errors import SettingsError
 
@@ -51,11 +53,12 @@ class Header:
 
     @property
     def secrets(self) -> set[str]:
-        """What of it a server that repeats it must not be quoted with."""
+        """What of it a server that repeats it must not be quoted with, however it writes it."""
         scheme, _, credentials = self.value.partition(" ")
+        said = {self.value}
         if self.name.endswith("authorization") and credentials:
-            return {self.value, credentials.strip()} - {scheme}
-        return {self.value}
+            said = {self.value, credentials.strip()} - {scheme}
+        return {form for each in said for form in _written(each)}
 
 
 @dataclass(frozen=True)
@@ -262,6 +265,14 @@ class _Source:
             ),
             self.setting,
         )
+
+
+def _written(value: str) -> Iterator[str]:
+    """A value as texts have it: as it is, in one line of words, in JSON, in an address, in HTML."""
+    quoted = json.dumps(value)[1:-1]
+    yield from (value, " ".join(value.split()), quoted, quoted.replace("/", "\\/"))
+    yield re.sub("[<>&]", lambda found: f"\\u{ord(found[0]):04x}", quoted)  # Go's JSON
+    yield from (quote(value), quote(value, safe=""), quote_plus(value), html.escape(value))
 
 
 def _parse_variable(text: str) -> tuple[Header, ...]:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from mlflow_triton_plugin.errors import SettingsError
 from mlflow_triton_plugin.security import OPEN, Access
 from triton_repo.change import Together
+from triton_repo.masking import has_secret
 from triton_repo.scan import Limits
-from triton_repo.text import has_secret
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

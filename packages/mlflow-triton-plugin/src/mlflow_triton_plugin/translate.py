@@ -13,8 +13,8 @@ from mlflow_triton_plugin.deployment_error import DeploymentError
 from mlflow_triton_plugin.local.errors import LocalTritonError
 from mlflow_triton_plugin.predict import InvalidInputError
 from triton_repo import errors as repo
+from triton_repo.masking import without_secrets
 from triton_repo.record import RecordError
-from triton_repo.text import without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
