@@ -337,7 +337,7 @@ def test_the_same_content_is_not_copied_again(bench: Bench) -> None:
     """A model without a registry version that is deployed twice stays one directory."""
     bench.deploy("one")(bench.place)
     change = bench.plan(bench.place, "one")
-    assert (change.reuse, dict(change.place), change.size_bytes) == (1, {}, 0)
+    assert (change.reuse, dict(change.place), change.size_bytes()) == (1, {}, 0)
     bench.deploy("one")(bench.place)
     assert bench.place.versions() == (1,)
 
@@ -970,4 +970,89 @@ def test_a_version_that_cannot_come_back_is_said_so_and_changes_nothing(bench: B
     with pytest.raises(ObjectNotFoundError):
         bench.back_to(1)(bench.place)
     bench.place.recover()
+    assert bench.snapshot() == before
+
+
+@pytest.mark.parametrize("label", ["cats", "set 1-2"])
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("before", [None, "the same", "dogs"])
+def test_as_many_bytes_are_copied_as_were_planned(
+    bench: Bench, label: str, *, apart: bool, before: str | None
+) -> None:
+    """Staged apart, a version that is on disk already is copied, too."""
+    if before is not None:
+        bench.deploy(label if before == "the same" else before, keep_base=False)(bench.place)
+    change = bench.plan(bench.place, label, keep_base=before != "dogs")
+    copied: list[int] = []
+    install(bench.place, change, apart=apart, on_copied=copied.append)
+    assert sum(copied) == change.size_bytes(apart=apart)
+    if before == "the same" and apart:
+        assert sum(copied) == bench.entries[label].size_bytes > 0
+
+
+def test_who_only_looks_at_a_lock_is_told_what_a_taker_is_told(bench: Bench) -> None:
+    place = bench.place
+    place.refuse_busy()
+    with place.lock("alice@here (process 1)"):
+        before = {path: path.stat().st_mtime_ns for path in bench.root.rglob("*")}
+        with pytest.raises(LockedError) as taking, bench.place.lock("bob"):
+            pass
+        with pytest.raises(LockedError, match="resnet is being changed by alice@here") as looking:
+            place.refuse_busy()
+        assert str(looking.value) == str(taking.value)
+        with pytest.raises(LockedError, match=r"waited 0[.]3"):
+            place.refuse_busy(0.3)
+        assert {path: path.stat().st_mtime_ns for path in bench.root.rglob("*")} == before
+    place.refuse_busy()
+
+
+@pytest.mark.parametrize("how", ["its number is free", "its number is another's now"])
+def test_a_lock_of_the_dead_is_seen_through_and_stays(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    place = bench.place
+    child = os.fork()
+    if not child:
+        with place.lock("the dead"):
+            os._exit(9)
+    os.waitpid(child, 0)
+    (lock,) = bench.root.iterdir()
+    if how != "its number is free":
+        note = json.loads(lock.read_bytes())
+        note |= {"process": os.getpid(), "since": "2000-01-01T00:00:00+00:00"}
+        lock.write_text(json.dumps(note))
+    before = lock.read_bytes()
+    place.refuse_busy()
+    assert lock.read_bytes() == before
+    monkeypatch.setattr("socket.gethostname", lambda: "another-machine")
+    with pytest.raises(LockedError, match="the dead"):  # nobody can tell from there
+        place.refuse_busy()
+    lock.write_bytes(b"")
+    place.refuse_busy()
+
+
+def test_what_cannot_be_taken_back_is_found_before_anything_is_written(bench: Bench) -> None:
+    bench.deploy("cats", 1)(bench.place)
+    bench.deploy("dogs", 2)(bench.place)
+    base = base_of(bench.place)
+    assert base is not None
+    change = plan_return(base, 1, source=base.versions[1].source)
+    bench.place.refuse_damaged(change)
+    for kept in (bench.model / "_mlflow_triton" / "shared").iterdir():
+        kept.write_bytes(b"damaged")
+    before = bench.snapshot()
+    with pytest.raises(StoreError, match="is damaged"):
+        bench.place.refuse_damaged(change)
+    assert bench.snapshot() == before
+
+
+def test_a_collision_is_found_without_writing(bench: Bench) -> None:
+    bench.deploy("one", 1)(bench.place)
+    (bench.model / "labels").write_bytes(b"somebody's own")
+    change, before = bench.plan(bench.place, "cats", 2), bench.snapshot()
+    with pytest.raises(StoreError, match="resnet/labels is in the way") as looking:
+        bench.place.refuse_collisions(change)
+    with pytest.raises(StoreError) as staging:
+        install(bench.place, change)
+    assert str(looking.value) == str(staging.value)
     assert bench.snapshot() == before

@@ -6,6 +6,7 @@ Results go to stdout, one line a finding; messages, the summary and progress go 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from typing import TYPE_CHECKING, Any
@@ -52,9 +53,12 @@ reach; 130 after Ctrl-C.
 
 _PLAN = """\
 Say what `mlflow deployments create`, or of a deployed name `update`, would do with the same
-arguments, and change nothing: which files are copied, what becomes of config.pbtxt, which versions
-are removed, and what is loaded where. What would be refused is refused here. The model is brought
-to this machine as far as the command would bring it.
+arguments, and change nothing in the repository or on the servers: which files are copied, what
+becomes of config.pbtxt, which versions are removed, and what is loaded where. What would be refused
+is refused here, and so is a plan while another command is at the deployment. The model is brought
+to this machine as far as the command would bring it. Where no tracking URI is set and the model is
+asked for by models:/ or runs:/, MLflow makes its own mlflow.db in the working directory, as it does
+with every command.
 """
 
 _VERIFY = """\
@@ -91,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         repository or a server is out of reach, 130 after Ctrl-C. Wrong usage leaves through
         `SystemExit(2)`, as argparse does it.
     """
+    _write_everything()
     arguments = _parser().parse_args(argv)
     run: Callable[[argparse.Namespace], int] = arguments.run
     try:
@@ -154,6 +159,16 @@ def _described(
 # -- plan -------------------------------------------------------------------------------------
 
 
+def _options(given: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """All of them; MLflow's own commands refuse one that is given twice, too."""
+    options: dict[str, str] = {}
+    for key, value in given:
+        if key in options:
+            raise SettingsError(f"-C {key} is given twice; give it once", setting=f"-C {key}")
+        options[key] = value
+    return options
+
+
 def _option(text: str) -> tuple[str, str]:
     key, separator, value = text.partition("=")
     if not separator:
@@ -167,9 +182,10 @@ def _plan(arguments: argparse.Namespace) -> int:
     from mlflow_triton_plugin.plugin import TritonDeploymentClient  # noqa: PLC0415
     from mlflow_triton_plugin.preview import as_lines  # noqa: PLC0415
 
+    options = _options(arguments.config)
     try:
         plan = TritonDeploymentClient("triton").plan_deployment(
-            arguments.name, arguments.model_uri, arguments.flavor, dict(arguments.config)
+            arguments.name, arguments.model_uri, arguments.flavor, options
         )
     except DeploymentError as exc:
         _say(exc.message)
@@ -296,6 +312,13 @@ def _put_right(deployer: Deployer, view: ModelView) -> None:
 
 
 # -- words ------------------------------------------------------------------------------------
+
+
+def _write_everything() -> None:
+    """Let a terminal that lacks a character get it as an escape, rather than no result at all."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _print(text: str) -> None:

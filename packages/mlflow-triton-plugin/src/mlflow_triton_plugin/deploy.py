@@ -33,6 +33,8 @@ from mlflow_triton_plugin.progress import copying
 from triton_repo.entry import check_name
 from triton_repo.errors import LockedError, StoreError, StoreUnavailableError, TritonRepoError
 from triton_repo.placement import ModelPlace, PlaceState
+from triton_repo.record import RECORD_FILENAME
+from triton_repo.store import LocalStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -154,6 +156,8 @@ class Deployer:
     ) -> dict[str, Any]:
         """What `create`, or of a deployed name `update`, would do now; nothing is changed.
 
+        No lock is taken: what another command does meanwhile may make it untrue.
+
         Returns:
             See `preview`.
 
@@ -163,8 +167,10 @@ class Deployer:
             TritonRepoError, TritonServerError, MlflowException: what the command would raise.
         """
         place = ModelPlace(self.store, check_name(name))
-        operation = self.next_operation(name)
         self._check_servers(options)
+        place.refuse_busy(options.lock_timeout_s)
+        _refuse_interrupted(place)
+        operation = self.next_operation(name)
         if operation == "update":
             planning = self._planner.updating(place, model_uri, flavor, options)
         elif model_uri is None:
@@ -172,25 +178,19 @@ class Deployer:
         else:
             planning = self._planner.creating(place, model_uri, flavor, options, again=False)
         with planning as planned:
+            place.refuse_damaged(planned.change)
             return preview(place, planned.change, self.servers, options, operation)
 
     def next_operation(self, name: str) -> str:
         """What a name can be given to now: `update` where it is deployed, else `create`.
 
         Raises:
-            LockedError: a change is under way, or was interrupted.
+            StoreAccessError: the repository is not there, or cannot be written.
         """
         place = ModelPlace(self.store, check_name(name))
-        state = place.state()
-        if state is PlaceState.INTERRUPTED:
-            journal = place.journal()
-            raise LockedError(
-                f"a change of {place.uri} is under way or was interrupted; when no command is at "
-                f"it, mlflow-triton repair {name} puts it right",
-                holder=journal.holder if journal else "",
-                since=journal.since if journal else "",
-            )
-        return "update" if state is PlaceState.DEPLOYED else "create"
+        if isinstance(self.store, LocalStore):  # an object store's check may put an object
+            self.store.check()
+        return "update" if self.store.exists(place.key(RECORD_FILENAME)) else "create"
 
     # -- repair -------------------------------------------------------------------------------
 
@@ -264,7 +264,8 @@ class Deployer:
         change = planned.change
         staged, states = None, []
         try:
-            with copying(place.name, change.size_bytes) as on_copied:
+            size_bytes = change.size_bytes(apart=options.tries_apart)
+            with copying(place.name, size_bytes) as on_copied:
                 staged = place.stage(
                     change,
                     operation=operation,
@@ -350,6 +351,18 @@ class Deployer:
 
 #: Putting back is worth waiting for, but not as long as the load that failed.
 _PUT_BACK_TIMEOUT_S = 60.0
+
+
+def _refuse_interrupted(place: ModelPlace) -> None:
+    if place.state() is not PlaceState.INTERRUPTED:
+        return
+    journal = place.journal()
+    raise LockedError(
+        f"a change of {place.uri} is under way or was interrupted; when no command is at it, "
+        f"mlflow-triton repair {place.name} puts it right",
+        holder=journal.holder if journal else "",
+        since=journal.since if journal else "",
+    )
 
 
 def _is(journal: Journal | None, wanted: tuple[str, str] | None) -> bool:

@@ -92,7 +92,7 @@ class Planner:
         base = place.take_stock()
         together = options.serve_versions or (served_together(base) if model_uri is None else None)
         if model_uri is None and together is not None and not options.tries_apart:
-            yield Planned(_chosen(place, base, together, options))
+            yield _planned(place, _chosen(place, base, together, options))
             return
         model = resolve(model_uri or uri_of(place, base))
         kept = None if options.tries_apart else kept_version(base, model)
@@ -101,7 +101,7 @@ class Planner:
             and flavor in (None, base.versions[kept].flavor)
             and is_intact(place, base, kept)
         ):
-            yield Planned(_returned(base, kept, model.source, options))
+            yield _planned(place, _returned(base, kept, model.source, options))
             return
         with self._fetching(place, base, model, flavor, options) as planned:
             yield planned
@@ -182,7 +182,17 @@ class Planner:
                 if options.validate == "true"
                 else None
             )
-            yield Planned(change, example)
+            yield _planned(place, change, example)
+
+
+def _planned(place: ModelPlace, change: Change, example: GoldenExample | None = None) -> Planned:
+    """What is to be done, where it can be.
+
+    Raises:
+        StoreError: something of somebody's own is in its way.
+    """
+    place.refuse_collisions(change)
+    return Planned(change, example)
 
 
 def _chosen(place: ModelPlace, base: Stock, together: Together, options: Options) -> Change:

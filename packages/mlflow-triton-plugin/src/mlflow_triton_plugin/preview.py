@@ -34,12 +34,15 @@ def preview(
     Returns:
         `name`, `operation`, `flavor`, `model` (the URI that it comes from), `version` (the one
         deployed, 0 where the model's own policy decides), `serves` (versions, that one first),
-        `files` (what is copied: size in bytes by path in the deployment), `size_bytes`, `reuses` (a
-        version on disk that already is this model, or None), `replaces` and `removes` (version
+        `files` (what is copied: size in bytes by path in the deployment), `files_apart` (what is
+        there already, and is copied all the same while the change is staged apart), `size_bytes`
+        (of both), `reuses` (a version on disk that already is this model, or None), `restores`
+        (files beside config.pbtxt, from what was set aside), `replaces` and `removes` (version
         directories), `removes_files` (beside config.pbtxt), `config` (config.pbtxt afterwards),
         `config_diff` (from what is there now, unified; empty where nothing changes), `servers`
         (who load it), `tried_apart` (whether it is loaded under another name first).
     """
+    apart = options.tries_apart
     before = place.read(CONFIG_FILENAME) or b""
     after = change.config.data if change.config is not None else b""
     files = {f"{path}": file.size_bytes for path, file in _copied(change)}
@@ -51,15 +54,17 @@ def preview(
         "version": change.serving[0] if change.serving else 0,
         "serves": list(change.serving),
         "files": files,
-        "size_bytes": change.size_bytes,
+        "files_apart": change.copied_apart(apart=apart),
+        "size_bytes": change.size_bytes(apart=apart),
         "reuses": change.reuse,
+        "restores": sorted(change.shared_restored),
         "replaces": sorted(change.replaced),
         "removes": sorted(change.doomed),
         "removes_files": sorted(change.shared_gone),
         "config": _text(after),
         "config_diff": _diff(_text(before), _text(after)),
         "servers": [server.endpoint for server in servers],
-        "tried_apart": (options.tries_apart or change.in_place) and servers.load_paths,
+        "tried_apart": (apart or change.in_place) and servers.load_paths,
     }
 
 
@@ -69,9 +74,14 @@ def as_lines(plan: dict[str, Any]) -> Iterator[str]:
     version = f" as version {plan['version']}" if plan["version"] else ""
     yield f"{plan['operation']} {name}: {plan['model']}{version}, flavor {plan['flavor']}"
     if plan["reuses"] is not None:
-        yield f"= {name}/{plan['reuses']}/ is this model already; nothing is copied"
+        copied = "" if plan["files"] or plan["files_apart"] else "; nothing is copied"
+        yield f"= {name}/{plan['reuses']}/ is this model already{copied}"
     for path, size_bytes in plan["files"].items():
         yield f"+ {name}/{path} ({human_size(size_bytes)})"
+    for path, size_bytes in plan["files_apart"].items():
+        yield f"= {name}/{path} ({human_size(size_bytes)}) is copied apart, for the time being"
+    for path in plan["restores"]:
+        yield f"~ {name}/{path} is again what it was with that version"
     for number in plan["replaces"]:
         yield f"~ {name}/{number}/ makes room for the one above"
     if plan["config_diff"]:

@@ -103,10 +103,30 @@ class Change:
     own_shared: Mapping[str, FileDigest] = field(default_factory=dict)
     returns: bool = False
 
-    @property
-    def size_bytes(self) -> int:
-        """How many bytes staging will copy."""
-        return self.shared.size_bytes + sum(tree.size_bytes for tree in self.place.values())
+    def size_bytes(self, *, apart: bool = False) -> int:
+        """How many bytes staging will copy.
+
+        Args:
+            apart: whether it is staged apart, though it need not be.
+        """
+        placed = self.shared.size_bytes + sum(tree.size_bytes for tree in self.place.values())
+        return placed + sum(self.copied_apart(apart=apart).values())
+
+    def copied_apart(self, *, apart: bool = False) -> dict[str, int]:
+        """What is in its place already, and staged apart all the same: bytes by path.
+
+        What is staged apart is a whole model directory, and these copies go again.
+
+        Args:
+            apart: see `size_bytes`.
+        """
+        if not (apart or self.in_place):
+            return {}
+        there = {n: tree for n, tree in self.entry.versions.items() if n not in self.place}
+        files = {
+            f"{n}/{each.path}": each.size_bytes for n in sorted(there) for each in there[n].files
+        }
+        return files | {path: each.size_bytes for path, each in self.shared_kept.items()}
 
     @property
     def shared_paths(self) -> tuple[str, ...]:

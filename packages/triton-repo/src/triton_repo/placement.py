@@ -24,14 +24,18 @@ anything in the model's place is touched.
 
 from __future__ import annotations
 
+import json
+import os
+import socket
+import time
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from triton_repo._version import WRITER
 from triton_repo.config import CONFIG_FILENAME, NO_CONFIG
-from triton_repo.errors import ConfigError, StoreError
+from triton_repo.errors import ConfigError, ObjectNotFoundError, StoreError
 from triton_repo.journal import OUR_DIRECTORY, Journal
 from triton_repo.model_view import ASIDE, JOURNAL, ModelView, PlaceState
 from triton_repo.record import (
@@ -41,6 +45,7 @@ from triton_repo.record import (
     RecordError,
     VersionRecord,
 )
+from triton_repo.store._locked import OUR_SUFFIX, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -61,6 +66,70 @@ _MARK = f"{OUR_DIRECTORY}-mark"
 _SENT = f"{OUR_DIRECTORY}/sent"
 #: What a commit will write, written before: a disk that fills up must not stop it halfway.
 _READY = f"{OUR_DIRECTORY}/ready"
+
+
+#: Between the first two looks at a lock, while somebody waits for its holder.
+_LOOK_S = 0.2
+#: A process that began so much later than a lock is not the one that took it.
+_CLOCKS_DIFFER_S = 5.0
+
+
+@dataclass(frozen=True)
+class _LockHolder:
+    """What a lock says of its holder; every store's has these fields.
+
+    Attributes:
+        holder: for people.
+        since: ISO 8601 in UTC.
+        machine: host name and boot of its kernel, and perhaps more.
+        process: its number there.
+    """
+
+    holder: str
+    since: str
+    machine: str
+    process: int
+
+    @classmethod
+    def parse(cls, data: bytes) -> _LockHolder | None:
+        """None for what is not signed, by us."""
+        try:
+            note = json.loads(data)
+            machine = note["machine"] if "machine" in note else f"{note['host']}/{note['boot']}"
+            datetime.fromisoformat(note["since"])
+            return cls(note["holder"], note["since"], machine, int(note["process"]))
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
+            return None
+
+    def has_ended(self) -> bool:
+        """Whether it was a process of this very machine, and is no more."""
+        try:
+            boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        except OSError:
+            return False
+        if self.machine.split("/")[:2] != [socket.gethostname(), boot]:
+            return False
+        try:
+            os.kill(self.process, 0)
+        except ProcessLookupError:
+            return True
+        except (OSError, OverflowError):  # somebody else's
+            pass
+        return self._began_later()
+
+    def _began_later(self) -> bool:
+        """Whether the process of this number is a later one: containers count from 1 again."""
+        try:
+            status = Path(f"/proc/{self.process}/stat").read_text(
+                encoding="ascii", errors="replace"
+            )
+            state, *fields = status.rpartition(")")[2].split()
+            began_s = int(fields[18]) / os.sysconf("SC_CLK_TCK")
+            age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - began_s
+        except (OSError, ValueError, IndexError, AttributeError):
+            return False
+        locked_s = time.time() - datetime.fromisoformat(self.since).timestamp()
+        return state in ("Z", "X") or age_s + _CLOCKS_DIFFER_S < locked_s
 
 
 @dataclass(frozen=True)
@@ -114,8 +183,34 @@ class ModelPlace(ModelView):
         Raises:
             LockedError: somebody else is.
         """
+        return self.store.lock(self._lock_key, holder, wait_s)
+
+    def refuse_busy(self, wait_s: float = 0.0) -> None:
+        """Make sure that nobody else is changing this model, for who only wants to know.
+
+        The lock is looked at, not taken, and nothing is written. So whoever died on this machine is
+        seen to be dead, and a holder on another one counts as alive until somebody takes the lock.
+
+        Args:
+            wait_s: how many seconds to wait for another writer.
+
+        Raises:
+            LockedError: somebody else is, in the words of `lock`.
+        """
+        wait_for(self._lock_key, self._look_at_lock, wait_s=wait_s, pause_s=_LOOK_S)
+
+    @property
+    def _lock_key(self) -> str:
         # A file at the root is nothing to Triton, and it survives the model's directory.
-        return self.store.lock(f".{self.name}.mlflow-triton.lock", holder, wait_s)
+        return f".{self.name}{OUR_SUFFIX}"
+
+    def _look_at_lock(self) -> tuple[bool | None, _LockHolder | None]:
+        """Whether it is free, or who has it."""
+        try:
+            holder = _LockHolder.parse(self.store.read(self._lock_key))
+        except ObjectNotFoundError:
+            return True, None
+        return (True, None) if holder is None or holder.has_ended() else (None, holder)
 
     @property
     def apart(self) -> str:
@@ -147,7 +242,7 @@ class ModelPlace(ModelView):
         Raises:
             StoreError: something could not be written; call `recover`.
         """
-        self._refuse_collisions(change)
+        self.refuse_collisions(change)  # anew: fetching took its time
         aside = self._shared_in_the_way(change)
         journal = Journal(
             operation=operation,
@@ -179,8 +274,10 @@ class ModelPlace(ModelView):
         shared = self._place_shared(change, on_copied)
         for path, digest in change.shared_restored.items():
             self._take_back(path, digest)
-        for path in change.shared_kept:
+        for path, digest in change.shared_kept.items():
             self.store.copy_file(self.key(path), self.key(f"{_INCOMING}/{path}"))
+            if on_copied is not None:
+                on_copied(digest.size_bytes)
         versions = {
             version: self._place(f"{_INCOMING}/{version}", version, tree, on_copied)
             for version, tree in change.entry.versions.items()
@@ -193,8 +290,25 @@ class ModelPlace(ModelView):
         sent = self.key(f"{_SENT}/{version}")
         return self.store.place(self.key(path), tree, on_copied, sent=sent)
 
+    def refuse_damaged(self, change: Change) -> None:
+        """Make sure that what the change takes back is what was set aside; nothing is written.
+
+        Raises:
+            StoreError: it is damaged, or gone.
+        """
+        for path, digest in change.shared_restored.items():
+            self._kept(path, digest)
+
     def _take_back(self, path: str, digest: FileDigest) -> None:
         """Copy a file that was set aside to where it can be installed from."""
+        self.store.copy_file(self._kept(path, digest), self.key(f"{_INCOMING}/{path}"))
+
+    def _kept(self, path: str, digest: FileDigest) -> str:
+        """The key of a file that was set aside.
+
+        Raises:
+            StoreError: it is damaged, or gone.
+        """
         kept = self.key(f"{ASIDE}/{digest.sha256}")
         if self.store.digest(kept) != digest:
             raise StoreError(
@@ -203,7 +317,7 @@ class ModelPlace(ModelView):
                 uri=self.store.uri,
                 key=kept,
             )
-        self.store.copy_file(kept, self.key(f"{_INCOMING}/{path}"))
+        return kept
 
     def install(self, staged: StagedChange) -> None:
         """Put everything in its place, so that the server can load it from there.
@@ -249,8 +363,10 @@ class ModelPlace(ModelView):
         there = [pair for pair in pairs if self.store.exists(self.key(pair[1]))]
         self.store.exchange([(self.key(incoming), self.key(path)) for path, incoming in there])
 
-    def _refuse_collisions(self, change: Change) -> None:
+    def refuse_collisions(self, change: Change) -> None:
         """Make sure that what the change adds is not there: an undo would take it away.
+
+        A plan asks it, and `stage` does once more.
 
         Raises:
             StoreError: something is in the way; nothing was written.
