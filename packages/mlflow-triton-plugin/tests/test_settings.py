@@ -7,6 +7,8 @@ import sys
 from typing import Any
 
 import pytest
+from mlflow.deployments import get_deploy_client
+from mlflow.exceptions import MlflowException
 
 from mlflow_triton_plugin.errors import SettingsError
 from mlflow_triton_plugin.plugin import target_help
@@ -57,7 +59,34 @@ def test_what_is_no_address_is_refused_naming_the_variable(text: str) -> None:
     assert raised.value.setting == "TRITON_URL"
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "soon", "inf", "nan"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "triton:/prod:8001",
+        "triton:prod:8001",
+        "triton:",
+        "triton://",
+        "tritons://h",
+        "prod:8001",
+        "",
+    ],
+)
+def test_a_target_that_names_no_server_never_means_the_default_one(target: str) -> None:
+    """`triton:/prod:8001` must not connect to localhost."""
+    with pytest.raises(SettingsError, match=r"neither triton.*nor triton://host:port") as raised:
+        Settings.read(target, {"TRITON_URL": "h:1"})
+    assert raised.value.setting == "the target URI"
+
+
+def test_a_wrong_target_is_mlflows_invalid_parameter() -> None:
+    for target in ("triton:/prod:8001", "triton:u:hunter2@prod"):
+        with pytest.raises(MlflowException, match="the target URI is neither") as raised:
+            get_deploy_client(target)
+        assert raised.value.error_code == "INVALID_PARAMETER_VALUE"
+        assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "soon", "inf", "nan", "1e300", "100000001"])
 def test_a_timeout_is_a_number_of_seconds(text: str) -> None:
     with pytest.raises(SettingsError, match="TRITON_REQUEST_TIMEOUT"):
         Settings.read("triton", {"TRITON_REQUEST_TIMEOUT": text})
@@ -83,11 +112,53 @@ def test_options_are_read_from_strings_and_from_real_types() -> None:
         ("load_timeout", None),
         ("on_conflict", "overwrite"),
         ("on_conflict", ["fail"]),
+        ("keep_versions", 10**400),
+        ("validate_tolerance", 10**400),
+        ("load_timeout", 10**400),
+        ("load_timeout", "1e300"),
+        ("load_timeout", 1e8 + 1),
+        ("lock_timeout", "1e300"),
+        ("lock_timeout", "-1"),
     ],
 )
 def test_a_wrong_value_is_refused_naming_the_option(key: str, value: Any) -> None:
-    with pytest.raises(SettingsError, match=f"-C {key} is"):
+    with pytest.raises(SettingsError, match=f"-C {key} is") as raised:
         parse_options({key: value}, command="create")
+    assert len(str(raised.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["on_conflict", "keep_versions", "serve_versions", "validate", "max_size", "load_timeout"],
+)
+def test_a_number_with_more_digits_than_python_writes_is_refused(key: str) -> None:
+    for value in (10**5000, [10**5000]):
+        with pytest.raises(SettingsError, match=f"-C {key} is a number with thousands of digits"):
+            parse_options({key: value}, command="create")
+    with pytest.raises(SettingsError, match="is not an option of create"):
+        parse_options({10**5000: 1}, command="create")  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("key", ["grpc_port", "http_port"])
+def test_a_port_is_one_that_there_is(key: str) -> None:
+    for value in ("0", 65535):
+        parse_options({key: value}, command="run-local")
+    for value in ("65536", 99999, "-1", "http"):
+        with pytest.raises(SettingsError, match=f"-C {key} is .*from 0 to 65535 belongs there"):
+            parse_options({key: value}, command="run-local")
+
+
+@pytest.mark.parametrize("config", ["abc", "", [("keep_versions", 3)], 5, False])
+def test_a_config_is_a_dict(config: Any) -> None:
+    with pytest.raises(SettingsError, match=r"^config is .*; a dict of options") as raised:
+        parse_options(config, command="create")
+    assert raised.value.setting == "config"
+
+
+def test_a_timeout_may_be_long_and_a_tolerance_may_be_large() -> None:
+    config = {"load_timeout": "1e8", "lock_timeout": 0, "validate_tolerance": 1e300}
+    assert parse_options(config, command="create").load_timeout_s == 1e8
+    assert Settings.read("triton", {"TRITON_REQUEST_TIMEOUT": "1e8"}).request_timeout_s == 1e8
 
 
 def test_an_option_of_another_command_is_refused() -> None:

@@ -11,6 +11,7 @@ import ipaddress
 import os
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -21,7 +22,7 @@ from triton_repo.masking import has_secret
 from triton_repo.scan import Limits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
 __all__ = [
     "OPTIONS",
@@ -173,7 +174,7 @@ class Settings:
             SettingsError: one of them is not what it should be; `setting` names it.
         """
         env = os.environ if environment is None else environment
-        addresses, setting = target_uri.partition("://")[2], "the target URI"
+        addresses, setting = _addresses(target_uri), "the target URI"
         if not addresses:
             addresses, setting = env.get("TRITON_URL") or DEFAULT_URL, "TRITON_URL"
         timeout = env.get("TRITON_REQUEST_TIMEOUT") or "60"
@@ -216,6 +217,22 @@ class Settings:
                 setting="TRITON_MODEL_REPO",
             )
         return self.model_repository
+
+
+def _addresses(target_uri: str) -> str:
+    """The servers that a target URI names, or an empty string.
+
+    Raises:
+        SettingsError: it is another URI, and would mean the default server to nobody.
+    """
+    scheme, separator, addresses = target_uri.partition("://")
+    if scheme.lower() != "triton" or bool(separator) != bool(addresses):
+        raise SettingsError(  # not repeated: it may hold a password
+            "the target URI is neither triton, which means TRITON_URL, nor triton://host:port; "
+            "write it as one of them",
+            setting="the target URI",
+        )
+    return addresses
 
 
 def _refuse_plain(endpoints: tuple[Endpoint, ...], setting: str, access: Access) -> None:
@@ -283,20 +300,49 @@ class _Option:
     help: str
 
 
-def _number(what: str, *, least: float) -> Callable[[Any, str], float]:
+#: What is said of a value that is refused.
+_SHOWN_CHARACTERS = 80
+
+
+def _text(value: Any) -> str:
+    """What a value reads like; empty for a number with more digits than Python writes."""
+    try:
+        return str(value)
+    except ValueError:
+        return ""
+
+
+def _shown(value: Any) -> str:
+    """A value as messages have it, no longer than a line takes."""
+    try:
+        shown = repr(value)
+    except ValueError:
+        return "a number with thousands of digits"
+    return shown if len(shown) <= _SHOWN_CHARACTERS else f"{shown[:_SHOWN_CHARACTERS]}…"
+
+
+def _number(
+    what: str, *, least: float, most: float = sys.float_info.max
+) -> Callable[[Any, str], float]:
     def parse(value: Any, setting: str) -> float:
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = -1.0
-        if isinstance(value, bool) or not least <= number < float("inf"):
-            raise SettingsError(f"{setting} is {value!r}; {what} belongs there", setting=setting)
+        if isinstance(value, bool) or not least <= number <= most:
+            raise SettingsError(
+                f"{setting} is {_shown(value)}; {what} belongs there", setting=setting
+            )
         return number
 
     return parse
 
 
-_seconds = _number("a number of seconds", least=sys.float_info.min)
+#: Three years. Clocks and threads take no more than a few hundred, and fail when they are asked.
+_MOST_SECONDS = 1e8
+_A_TIME = f"a number of seconds, {_MOST_SECONDS:.0f} at most,"
+_seconds = _number(_A_TIME, least=sys.float_info.min, most=_MOST_SECONDS)
+_seconds_or_none = _number(_A_TIME, least=0.0, most=_MOST_SECONDS)
 _at_least_0 = _number("a number of at least 0", least=0.0)
 
 
@@ -304,10 +350,10 @@ def _choice(choices: object, *, ignore_case: bool = False) -> Callable[[Any, str
     """One of a `Literal`'s strings."""
 
     def parse(value: Any, setting: str) -> Any:
-        text = str(value).strip().lower() if ignore_case else value  # Python's True, too
+        text = _text(value).strip().lower() if ignore_case else value  # Python's True, too
         if text not in get_args(choices):
             raise SettingsError(
-                f"{setting} is {value!r}; use {', '.join(get_args(choices))}", setting=setting
+                f"{setting} is {_shown(value)}; use {', '.join(get_args(choices))}", setting=setting
             )
         return text
 
@@ -317,41 +363,46 @@ def _choice(choices: object, *, ignore_case: bool = False) -> Callable[[Any, str
 def _together(value: Any, setting: str) -> Together:
     """`6,7`, `latest:2`; from Python also `[6, 7]` and `7`."""
     listed = isinstance(value, (list, tuple))
-    text = ",".join(str(each) for each in value) if listed else str(value).replace(" ", "")
+    text = ",".join(_text(each) for each in value) if listed else _text(value).replace(" ", "")
     latest = re.fullmatch(r"latest:([1-9]\d{0,8})", text)
     if latest:
         return Together(latest=int(latest[1]))
     if isinstance(value, bool) or not re.fullmatch(r"[1-9]\d{0,17}(,[1-9]\d{0,17})*", text):
         raise SettingsError(
-            f"{setting} is {value!r}; version numbers belong there, such as 6,7, or latest:2",
+            f"{setting} is {_shown(value)}; version numbers belong there, such as 6,7, or latest:2",
             setting=setting,
         )
     return Together(versions=tuple(dict.fromkeys(int(number) for number in text.split(","))))
 
 
-def _count(least: int) -> Callable[[Any, str], int]:
+def _count(least: int, most: int = 999_999_999) -> Callable[[Any, str], int]:
     def parse(value: Any, setting: str) -> int:
-        text = str(value).strip()
-        if isinstance(value, bool) or not re.fullmatch(r"\d{1,9}", text) or int(text) < least:
+        text = _text(value).strip()
+        number = int(text) if re.fullmatch(r"\d{1,9}", text) else -1
+        if isinstance(value, bool) or not least <= number <= most:
             raise SettingsError(
-                f"{setting} is {value!r}; a whole number of at least {least} belongs there",
+                f"{setting} is {_shown(value)}; a whole number from {least} to {most} belongs "
+                "there",
                 setting=setting,
             )
-        return int(text)
+        return number
 
     return parse
 
+
+_port = _count(0, _LAST_PORT)
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def _size(value: Any, setting: str) -> int:
     """`500MB`, `1.5 GB`; a number is bytes."""
-    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,3})?) ?([KMGT]?)B?", str(value).strip().upper())
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,3})?) ?([KMGT]?)B?", _text(value).strip().upper())
     size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
     if isinstance(value, bool) or size < 1:
         raise SettingsError(
-            f"{setting} is {value!r}; a size belongs there, such as 500MB or 20GB", setting=setting
+            f"{setting} is {_shown(value)}; a size belongs there, such as 500MB or 20GB",
+            setting=setting,
         )
     return size
 
@@ -416,15 +467,15 @@ OPTIONS: dict[str, _Option] = {
     ),
     "lock_timeout": _Option(
         "lock_timeout_s",
-        _at_least_0,
+        _seconds_or_none,
         ("create", "update", "delete"),
         "seconds to wait for another command that is changing the same deployment; default 0",
     ),
     "grpc_port": _Option(
-        "grpc_port", _count(0), ("run-local",), "port of the local server; 0 for any; default 8001"
+        "grpc_port", _port, ("run-local",), "port of the local server; 0 for any; default 8001"
     ),
     "http_port": _Option(
-        "http_port", _count(0), ("run-local",), "port of the local server; 0 for any; default 8000"
+        "http_port", _port, ("run-local",), "port of the local server; 0 for any; default 8000"
     ),
 }
 
@@ -439,11 +490,17 @@ def parse_options(config: Mapping[str, Any] | None, *, command: str) -> Options:
     Raises:
         SettingsError: an option is unknown, not for this command, or its value is wrong.
     """
+    if config is not None and not isinstance(config, Mapping):
+        raise SettingsError(
+            f"config is {_shown(config)}; a dict of options belongs there, such as "
+            "{'keep_versions': 3}",
+            setting="config",
+        )
     parsed: dict[str, Any] = {}
     for key, value in (config or {}).items():
         option = OPTIONS.get(key)
         if option is None or command not in option.commands:
-            raise SettingsError(_unknown_option(str(key), command), setting=str(key))
+            raise SettingsError(_unknown_option(_text(key), command), setting=_text(key))
         parsed[option.field] = option.parse(value, f"-C {key}")
     return Options(**parsed)
 
