@@ -221,8 +221,8 @@ def test_columns_are_one_value_a_row(tmp_path: Path) -> None:
 
 def test_what_triton_has_no_type_for_is_left_to_the_flavor(tmp_path: Path) -> None:
     columns = [
-        {"name": "o", "type": "object", "properties": {}},
-        {"name": "a", "type": "array", "items": {"type": "long"}},
+        {"name": "o", "type": "opaque"},
+        {"name": "a", "type": "array", "items": {"type": "opaque"}},
         tensor("c", "complex64", [1]),
         tensor("s", "float32", "wide"),
         tensor("n", "float32", None),

@@ -448,6 +448,7 @@ def test_what_was_made_for_triton_comes_first(tmp_path: Path) -> None:
     assert choose_flavor(both) == "triton"
     assert choose_flavor(both, "onnx") == "onnx"
     assert choose_flavor(artifact_with(tmp_path, "python_function", "onnx")) == "onnx"
+    assert choose_flavor(artifact_with(tmp_path, "sklearn", "python_function")) == "python_function"
 
 
 @pytest.mark.parametrize("asked", [None, "onnx", "sklearn", ""])
@@ -457,5 +458,5 @@ def test_a_flavor_that_cannot_be_served_is_refused_with_those_that_can(
     with pytest.raises(UnsupportedFlavorError, match=r"sklearn.*triton, onnx") as caught:
         choose_flavor(artifact_with(tmp_path, "sklearn"), asked)
     assert caught.value.flavor == asked
-    assert caught.value.supported == ("triton", "onnx")
+    assert caught.value.supported == ("triton", "onnx", "python_function")
     assert isinstance(caught.value, TritonRepoError)

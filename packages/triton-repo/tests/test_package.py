@@ -17,7 +17,8 @@ import importlib, pathlib, triton_repo
 root = pathlib.Path(triton_repo.__file__).parent
 for path in root.rglob("*.py"):
     module = ".".join(path.relative_to(root.parent).with_suffix("").parts)
-    if not module.startswith("triton_repo.testing"):
+    # `_pyfunc` runs in the server, and only there
+    if not module.startswith(("triton_repo.testing", "triton_repo.flavors._pyfunc.")):
         importlib.import_module(module)
 """
 _DEPLOYMENTS = """

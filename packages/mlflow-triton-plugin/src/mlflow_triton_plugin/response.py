@@ -12,6 +12,7 @@ The JSON is strict (RFC 8259, ASCII) and exact, and laid out as the existing plu
 | FP*, BF16: NaN, ±infinity | `"NaN"`, `"Infinity"`, `"-Infinity"`, for JSON has no such numbers |
 | BYTES, valid UTF-8 | a string |
 | BYTES, all else | `{"b64": "…"}`, as TensorFlow Serving spells bytes |
+| objects of a `python_function` | themselves |
 
 Nothing is ambiguous once the output's datatype is known: a string is NaN or infinity only in a
 float tensor, and an object is always bytes, for a BYTES value that looks like one is a string.
@@ -194,8 +195,8 @@ def _texts(array: NDArray[Any]) -> bytes:
     return json.dumps(nested, separators=(",", ":")).encode("ascii")
 
 
-def _spelled(value: str | bytes) -> str | dict[str, str]:
-    if isinstance(value, str):
+def _spelled(value: object) -> object:
+    if not isinstance(value, bytes):  # text, or what a model answered as JSON
         return value
     try:
         return value.decode()

@@ -194,6 +194,7 @@ def test_a_cache_that_cannot_be_written_is_named_with_the_way_out(
     (tmp_path / "file").touch()
     with pytest.raises(ProvisioningError, match="MLFLOW_TRITON_CACHE") as caught:
         _make(tmp_path / "file" / "cache", requirements)
+    assert caught.value.path is not None
     assert caught.value.path.parent == tmp_path / "file" / "cache"
 
 

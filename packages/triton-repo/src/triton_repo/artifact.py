@@ -10,14 +10,18 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from triton_repo.errors import ArtifactError, ConfigError, MissingModelFileError
+from triton_repo.errors import ArtifactError, MissingModelFileError
 from triton_repo.scan import Limits, Tally, check_member
-from triton_repo.tensors import TensorSpec, datatype_of
+from triton_repo.signature import columns_of
 from triton_repo.text import brief, human_size, one_line
+
+if TYPE_CHECKING:
+    from triton_repo.signature import Column
+    from triton_repo.tensors import TensorSpec
 
 __all__ = ["MLMODEL_FILENAME", "OUTPUT_EXAMPLE", "ModelArtifact"]
 
@@ -123,33 +127,51 @@ class ModelArtifact:
                     return found
         return None
 
+    def signature_columns(self, side: str) -> list[Column]:
+        """One side of the signature, what Triton has no type for among it; empty where it has none.
+
+        Args:
+            side: `inputs` or `outputs`.
+
+        Raises:
+            ArtifactError: the signature is damaged.
+        """
+        return columns_of(self._signature_list(side))
+
     def signature_tensors(self, side: str) -> dict[str, TensorSpec]:
         """The signature's tensors by name, batch dimension included.
 
         A single unnamed tensor has the name ''. What has no Triton datatype is left out: whether
         that matters is for the flavor to say.
-
-        Args:
-            side: `inputs` or `outputs`.
         """
-        try:
-            columns = json.loads(self._signature.get(side) or "[]")
-        except (TypeError, ValueError, RecursionError) as exc:
-            where = self.root / MLMODEL_FILENAME
-            raise ArtifactError(f"{where}: signature.{side} is not JSON: {exc}") from exc
-        if not isinstance(columns, list):
-            where = self.root / MLMODEL_FILENAME
-            raise ArtifactError(f"{where}: signature.{side} is no list of columns")
-        specs = (_column_spec(column) for column in columns if isinstance(column, Mapping))
+        specs = (column.spec for column in self.signature_columns(side))
         return {spec.name: spec for spec in specs if spec is not None}
+
+    @property
+    def signature_params(self) -> list[str]:
+        """The names of the parameters that `predict` takes beside its inputs."""
+        names = (
+            each.get("name") for each in self._signature_list("params") if isinstance(each, Mapping)
+        )
+        return [name for name in names if isinstance(name, str)]
+
+    def _signature_list(self, side: str) -> list[object]:
+        where = self.root / MLMODEL_FILENAME
+        try:
+            document = json.loads(self._signature.get(side) or "[]")
+        except (TypeError, ValueError, RecursionError) as exc:
+            raise ArtifactError(f"{where}: signature.{side} is not JSON: {exc}") from exc
+        if document is None:
+            return []
+        if not isinstance(document, list):
+            raise ArtifactError(f"{where}: signature.{side} is no list of columns")
+        return document
 
 
 #: A signature with thousands of columns takes a tenth of it.
 _MAX_MLMODEL_BYTES = 10_000_000
 
 
-#: Triton counts in 64 bits.
-_LARGEST_DIMENSION = 2**63 - 1
 #: MLflow writes about a hundred.
 _MAX_VALUES = 100_000
 #: Of what is no text: `1:1:1:…` is a number in base 60, and takes Python minutes.
@@ -208,21 +230,3 @@ def _mapping(value: object) -> Mapping[str, Any]:
 def _text(document: Mapping[str, Any], key: str) -> str:
     value = document.get(key)
     return value if isinstance(value, str) else ""
-
-
-def _column_spec(column: Mapping[str, Any]) -> TensorSpec | None:
-    """One ColSpec or TensorSpec of a signature; None where Triton has no such type."""
-    name = _text(column, "name")
-    optional = column.get("required") is False
-    try:
-        if column.get("type") == "tensor":
-            tensor = _mapping(column.get("tensor-spec"))
-            shape = tuple(int(dim) for dim in tensor.get("shape", ()))
-            if any(abs(dim) > _LARGEST_DIMENSION for dim in shape):
-                return None
-            datatype = datatype_of(tensor=_text(tensor, "dtype")).name
-            return TensorSpec(name, datatype, shape, optional)
-        datatype = datatype_of(column=_text(column, "type")).name
-    except (ConfigError, TypeError, ValueError, OverflowError):  # a dimension may be Infinity
-        return None
-    return TensorSpec(name, datatype, (-1, 1), optional)

@@ -21,7 +21,7 @@ from triton_repo.tensors import DATATYPES, TensorSpec, datatype_of
 from triton_repo.text import human_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
 __all__ = ["CONFIG_FILENAME", "NO_CONFIG", "ModelConfig"]
@@ -118,6 +118,8 @@ class ModelConfig:
         max_batch_size: int = 0,
         dynamic_batching: bool = False,
         platform: str = "",
+        instances: int = 0,
+        parameters: Mapping[str, str] | None = None,
         comment: str = "",
     ) -> ModelConfig:
         """Write a config.pbtxt from its parts.
@@ -131,6 +133,8 @@ class ModelConfig:
             max_batch_size: 0 means that the model has no batch dimension of Triton's.
             dynamic_batching: let Triton join requests into one batch.
             platform: the older spelling of `backend`, where a server still wants it.
+            instances: on the CPU, or on each GPU where there are some; 0 leaves it to Triton.
+            parameters: of the backend.
             comment: put at the top, a `#` before each line.
 
         Raises:
@@ -147,6 +151,10 @@ class ModelConfig:
             _fill(message.output.add(), spec, "output")
         if dynamic_batching:
             message.dynamic_batching.SetInParent()
+        if instances:
+            message.instance_group.add(count=instances)
+        for key, value in (parameters or {}).items():
+            message.parameters[key].string_value = value
         head = "".join(f"# {line}\n" for line in comment.splitlines())
         return cls(head + _print(message), message)
 

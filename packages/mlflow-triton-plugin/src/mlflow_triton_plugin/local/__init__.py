@@ -6,6 +6,7 @@ with LocalTriton("models") as triton:
 ```
 """
 
+from mlflow_triton_plugin.local._packages import model_packages, read_requirements
 from mlflow_triton_plugin.local.errors import (
     LocalTritonError,
     ProvisioningError,
@@ -20,4 +21,6 @@ __all__ = [
     "ProvisioningError",
     "StartError",
     "UnsupportedPlatformError",
+    "model_packages",
+    "read_requirements",
 ]

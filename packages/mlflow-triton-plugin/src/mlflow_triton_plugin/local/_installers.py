@@ -30,7 +30,7 @@ _MISLEADING = (
     "PYTHONPATH",
     "VIRTUAL_ENV",
 )
-_OPTIONS = ("--no-deps", "--only-binary", ":all:")
+_PINNED = ("--no-deps", "--only-binary", ":all:")
 
 
 def make_venv(interpreter: Interpreter, folder: Path, root: Path) -> None:
@@ -57,18 +57,27 @@ def install(
     *,
     uv: str | None,
     root: Path,
+    pinned: bool = True,
 ) -> None:
     """Install with the first installer that manages it.
 
     uv is tried first, then pip: uv knows nothing of pip's configuration, and where that names the
     company's index only pip reaches it.
 
+    Args:
+        interpreter: the environment's Python.
+        folder: the environment.
+        requirements: what to install.
+        uv: its path, or None.
+        root: how messages name the environment.
+        pinned: whether these are all there is: nothing that they require is installed.
+
     Raises:
         ProvisioningError: none did; the last one's words are in it.
     """
     failure = ""
     for command in _commands(folder, uv):
-        failed = _run([*command, *_OPTIONS, *requirements], folder)
+        failed = _run([*command, *(_PINNED if pinned else ()), *requirements], folder)
         if failed is None:
             return
         failure = failed

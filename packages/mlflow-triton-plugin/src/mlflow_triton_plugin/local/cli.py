@@ -13,10 +13,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from mlflow_triton_plugin.local.errors import LocalTritonError
+from mlflow_triton_plugin.local._packages import model_packages, read_requirements
+from mlflow_triton_plugin.local.errors import LocalTritonError, ProvisioningError
 from mlflow_triton_plugin.local.server import SYSTEM_TRITONSERVER, LocalTriton
 from triton_repo.errors import TritonRepoError
 from triton_repo.store import open_store
+from triton_repo.text import as_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +32,7 @@ examples:
   triton-local --model-repository models --grpc-port 0 --http-port 0
   triton-local --model-repository s3://bucket/models --log-verbose=1
   triton-local --model-repository models --tritonserver {SYSTEM_TRITONSERVER}
+  triton-local --model-repository models --for-model models:/churn/7
   triton-local --prepare
 
 The first start makes the server's environment in the user's cache folder (about 300 MB;
@@ -55,10 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         if options.prepare:
-            return _prepare()
+            return _prepare(_packages(options))
         if options.model_repository is None:
             parser.error("--model-repository is needed (or --prepare)")
-        server = _server(parser, options, extra_args)
+        server = _server(parser, options, extra_args, _packages(options))
         check_repository(options.model_repository)
         return _serve(server)
     except KeyboardInterrupt:
@@ -106,6 +109,21 @@ def _parser() -> argparse.ArgumentParser:
         help="seconds to wait until the server is ready (%(default)s)",
     )
     add(
+        "--requirements",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        default=[],
+        help="requirements.txt of a model to install for python_function models; may be repeated",
+    )
+    add(
+        "--for-model",
+        metavar="URI",
+        action="append",
+        default=[],
+        help="the same of an MLflow model, such as models:/churn/7; may be repeated",
+    )
+    add(
         "--prepare",
         action="store_true",
         help="only make the server's environment, for an image or a CI cache",
@@ -114,7 +132,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _server(
-    parser: argparse.ArgumentParser, options: argparse.Namespace, extra_args: Sequence[str]
+    parser: argparse.ArgumentParser,
+    options: argparse.Namespace,
+    extra_args: Sequence[str],
+    packages: Sequence[str],
 ) -> LocalTriton:
     for arg in extra_args[:1]:
         # tritonserver itself would print two hundred lines of usage
@@ -131,6 +152,7 @@ def _server(
             model_control_mode=options.model_control_mode,
             tritonserver=options.tritonserver,
             extra_args=extra_args,
+            packages=packages,
             startup_timeout_s=options.startup_timeout_s,
         )
     except ValueError as error:
@@ -179,10 +201,32 @@ def _announce(server: LocalTriton) -> None:
     _say(f"log: {server.log_path}; Ctrl-C stops the server")
 
 
-def _prepare() -> int:
+def _packages(options: argparse.Namespace) -> list[str]:
+    """What --requirements and --for-model ask for; nothing without either."""
+    if not (options.requirements or options.for_model):
+        return []
+    lines = [line for path in options.requirements for line in read_requirements(path)]
+    for uri in options.for_model:
+        lines += _requirements_of(uri)
+    return model_packages(lines)
+
+
+def _requirements_of(model_uri: str) -> list[str]:
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415 - takes two seconds
+    from mlflow.pyfunc import get_model_dependencies  # noqa: PLC0415
+
+    try:
+        return read_requirements(Path(get_model_dependencies(model_uri)))
+    except MlflowException as error:
+        raise ProvisioningError(
+            f"{model_uri} has no requirements: {as_line(str(error))}"
+        ) from error
+
+
+def _prepare(packages: Sequence[str]) -> int:
     from mlflow_triton_plugin.local.provisioning import ensure_environment  # noqa: PLC0415
 
-    environment = ensure_environment()
+    environment = ensure_environment(packages=packages)
     sys.stdout.write(f"{environment.root}\n")
     return 0
 

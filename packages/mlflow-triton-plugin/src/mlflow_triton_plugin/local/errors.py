@@ -37,11 +37,12 @@ class ProvisioningError(LocalTritonError):
     """The server's environment could not be made; what was made of it so far is removed.
 
     Attributes:
-        path: the directory that was to be made.
+        path: the directory that was to be made, or the file that says of what; None where neither
+            is known.
         output: what the failing installer printed, for a bug report; may be empty.
     """
 
-    def __init__(self, message: str, *, path: Path, output: str = "") -> None:
+    def __init__(self, message: str, *, path: Path | None = None, output: str = "") -> None:
         super().__init__(message)
         self.path = path
         self.output = output

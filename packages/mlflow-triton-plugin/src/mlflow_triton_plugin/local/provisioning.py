@@ -115,6 +115,7 @@ def ensure_environment(
     cache: Path | None = None,
     *,
     requirements: Sequence[str] = REQUIREMENTS,
+    packages: Sequence[str] = (),
     platform: PlatformFacts | None = None,
     progress: Progress | None = None,
 ) -> Environment:
@@ -123,6 +124,8 @@ def ensure_environment(
     Args:
         cache: the folder to keep it in; `cache_folder()` by default.
         requirements: what to install; the pins of this release.
+        packages: what models need besides, with all that these require: from `model_packages`.
+            Another environment than the one without them.
         platform: what this machine is; detected by default.
         progress: where to say what is being done; stderr by default.
 
@@ -131,9 +134,16 @@ def ensure_environment(
         ProvisioningError: it could not be made; what was there before is as it was.
     """
     require_supported(platform or PlatformFacts.detect())
-    root = (cache or cache_folder()) / f"triton-{TRITON_VERSION}-{_digest(_LAYOUT, *requirements)}"
+    digest = _digest(_LAYOUT, *requirements, *packages)
+    root = (cache or cache_folder()) / f"triton-{TRITON_VERSION}-{digest}"
     progress = progress or Progress()
-    make = partial(_make_environment, requirements=requirements, progress=progress, root=root)
+    make = partial(
+        _make_environment,
+        requirements=requirements,
+        packages=packages,
+        progress=progress,
+        root=root,
+    )
     try:
         ensure_directory(root, make=make, is_complete=_is_complete, progress=progress)
         triton = root / _read_marker(root)["triton"]
@@ -161,11 +171,17 @@ def _digest(*texts: str) -> str:
 
 
 def _make_environment(
-    staging: Path, *, requirements: Sequence[str], progress: Progress, root: Path
+    staging: Path,
+    *,
+    requirements: Sequence[str],
+    packages: Sequence[str],
+    progress: Progress,
+    root: Path,
 ) -> None:
+    besides = f", and {', '.join(packages)}" if packages else ""
     progress.say(
         f"Making Triton {TRITON_VERSION}'s environment in {root}: once per machine, "
-        f"about {_DOWNLOAD_MB} MB to download, {_DISK_MB} MB on disk"
+        f"about {_DOWNLOAD_MB} MB to download, {_DISK_MB} MB on disk{besides}"
     )
     _require_space(staging)
     uv = find_uv()
@@ -176,9 +192,14 @@ def _make_environment(
     size = partial(_size_in_words, staging)
     with progress.step("3/4 downloading and installing Triton and ONNX Runtime", size):
         install(interpreter, staging, requirements, uv=uv, root=root)
+    if packages:
+        pins = [each for each in requirements if each.startswith("numpy")]
+        with progress.step("    downloading and installing what the models need", size):
+            wanted = [*packages, *pins]
+            install(interpreter, staging, wanted, uv=uv, root=root, pinned=False)
     with progress.step("4/4 checking it"):
         triton = _complete(staging, interpreter)
-        _write_marker(staging, triton, requirements, interpreter)
+        _write_marker(staging, triton, [*requirements, *packages], interpreter)
 
 
 def _require_space(staging: Path) -> None:

@@ -92,10 +92,13 @@ class LocalTriton:
             one, which is made on first use.
         extra_args: more options for `tritonserver`, after ours: the last one given counts.
         env: more environment variables for the server and its models.
+        packages: what models of the Python backend need in the embedded server's environment, such
+            as `model_packages(read_requirements(path))`: one is made for them on first use.
         startup_timeout_s: how long to wait until the server is ready.
 
     Raises:
-        ValueError: an option in `extra_args` is one that this class has an argument for.
+        ValueError: an option in `extra_args` is one that this class has an argument for, or
+            `packages` were given for a tritonserver of the user's.
     """
 
     def __init__(
@@ -111,9 +114,12 @@ class LocalTriton:
         tritonserver: str | None = None,
         extra_args: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
+        packages: Sequence[str] = (),
         startup_timeout_s: float = 60.0,
     ) -> None:
         _refuse_owned_options(extra_args)
+        if packages and tritonserver is not None:
+            raise ValueError("packages are for the embedded server; install them for yours")
         self._repository = os.fspath(model_repository)
         self._host = host
         self._wanted_ports = _Ports(grpc_port, http_port, metrics_port)
@@ -123,6 +129,7 @@ class LocalTriton:
         self._tritonserver = tritonserver
         self._extra_args = tuple(extra_args)
         self._env = dict(env or {})
+        self._packages = tuple(packages)
         self._startup_timeout_s = startup_timeout_s
         self._folder: Path | None = None
         self._supervisor: subprocess.Popen[bytes] | None = None
@@ -271,7 +278,7 @@ class LocalTriton:
         # imported here: with a tritonserver of the user's none of it is needed
         from mlflow_triton_plugin.local.provisioning import ensure_environment  # noqa: PLC0415
 
-        made = ensure_environment()
+        made = ensure_environment(packages=self._packages)
         # a numpy 2 found through it would make the Python backend return zeros
         environ.pop("PYTHONPATH", None)
         environ.pop("PYTHONHOME", None)

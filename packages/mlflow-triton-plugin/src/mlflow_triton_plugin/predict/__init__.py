@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_triton_plugin.predict._arrays import array_of
 from mlflow_triton_plugin.predict._cast import cast, shown
-from mlflow_triton_plugin.predict._forms import named
+from mlflow_triton_plugin.predict._forms import named, parameters
+from mlflow_triton_plugin.predict._json import json_texts, json_values
 from mlflow_triton_plugin.predict._schema import InvalidInputError, ModelSchema
 from triton_repo.tensors import shape_fits
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from triton_repo.tensors import TensorSpec
 
-__all__ = ["InvalidInputError", "ModelSchema", "to_tensors"]
+__all__ = ["InvalidInputError", "ModelSchema", "json_values", "parameters", "to_tensors"]
 
 
 def to_tensors(inputs: object, schema: ModelSchema) -> dict[str, NDArray[Any]]:
@@ -46,6 +47,8 @@ def to_tensors(inputs: object, schema: ModelSchema) -> dict[str, NDArray[Any]]:
         InvalidInputError: an input is missing or unknown, a shape does not fit, or a value would
             not survive the cast; nothing was sent.
     """
+    if not schema.parameters:
+        parameters(inputs, schema)  # refuses any
     values = named(inputs, schema)
     _check_names(values, schema)
     specs = schema.inputs_by_name
@@ -56,7 +59,11 @@ def to_tensors(inputs: object, schema: ModelSchema) -> dict[str, NDArray[Any]]:
 
 
 def _tensor(value: object, spec: TensorSpec, schema: ModelSchema) -> NDArray[Any]:
+    if spec.name in schema.json_inputs:
+        return json_texts(value, spec)
     array = array_of(value, spec.name)
+    if array.ndim == 1 and _is_one_value_a_row(spec):
+        array = array.reshape(-1, *spec.shape[1:])
     _check_shape(array, spec, schema)
     return cast(array, spec)
 
@@ -84,6 +91,11 @@ def _unknown(name: str, schema: ModelSchema) -> InvalidInputError:
     hint = f' (did you mean "{folded[near[0]]}"?)' if near else ""
     takes = ", ".join(map(str, schema.inputs)) or "nothing"
     return InvalidInputError(f'{schema} has no input "{name}"{hint}; it takes {takes}', input=name)
+
+
+def _is_one_value_a_row(spec: TensorSpec) -> bool:
+    """Whether a flat list can only mean rows: [-1, 1], as a column has it."""
+    return len(spec.shape) > 1 and spec.shape[0] == -1 and set(spec.shape[1:]) == {1}
 
 
 # -- shapes ----------------------------------------------------------------------------------------

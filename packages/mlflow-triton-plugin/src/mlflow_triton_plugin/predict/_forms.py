@@ -34,7 +34,7 @@ from mlflow_triton_plugin.predict._schema import InvalidInputError
 from triton_repo.tensors import DATATYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     import pandas as pd
     from numpy.typing import NDArray
@@ -42,12 +42,12 @@ if TYPE_CHECKING:
     from mlflow_triton_plugin.predict._schema import ModelSchema
     from triton_repo.tensors import TensorSpec
 
-__all__ = ["named"]
+__all__ = ["named", "parameters"]
 
 _WRAPPERS = ("inputs", "instances", "dataframe_split", "dataframe_records")
 #: What may stand beside a wrapper's key. Ignoring a choice of outputs is harmless: all come back.
 _BESIDE = {"id", "signature_name", "model_name", "model_version", "outputs"}
-#: What would change the result, and so is refused rather than ignored.
+#: What changes the result, and so is refused, rather than ignored, where the model has none.
 _PARAMETERS = {"params", "parameters"}
 
 
@@ -67,11 +67,41 @@ def named(inputs: object, schema: ModelSchema) -> Mapping[str, object]:
     return _of_values(inputs, schema)
 
 
+def parameters(inputs: object, schema: ModelSchema) -> Mapping[str, object]:
+    """What stands beside the inputs as MLflow's `params`, for a `python_function`.
+
+    Raises:
+        InvalidInputError: the model takes no such parameter, or none at all.
+    """
+    if is_frame(inputs):
+        if _PARAMETERS.isdisjoint(map(str, inputs.columns)):
+            return {}
+        inputs = _as_it_was_in_the_file(inputs, schema)
+    if not isinstance(inputs, Mapping) or _wrapper(inputs, schema) is None:
+        return {}
+    found = [(key, inputs[key]) for key in sorted(_PARAMETERS & set(inputs)) if inputs[key]]
+    return {name: value for key, given in found for name, value in _known(key, given, schema)}
+
+
+def _known(key: str, given: object, schema: ModelSchema) -> Iterator[tuple[str, object]]:
+    if not schema.parameters:
+        raise InvalidInputError(
+            f'"{key}" is not supported: this model takes tensors only; leave it out, or send its '
+            "values as inputs"
+        )
+    takes = ", ".join(schema.parameters)
+    if not isinstance(given, Mapping):
+        raise InvalidInputError(f'"{key}" holds an object, name and value; {schema} takes {takes}')
+    for name, value in given.items():
+        if name not in schema.parameters:
+            raise InvalidInputError(f'{schema} takes no parameter "{name}"; it takes {takes}')
+        yield name, value
+
+
 def _of_mapping(inputs: Mapping[Any, object], schema: ModelSchema) -> Mapping[str, object]:
     wrapper = _wrapper(inputs, schema)
     if wrapper is None:
         return {str(name): value for name, value in inputs.items()}
-    _refuse_parameters(inputs)
     if wrapper == "columns":
         return _of_split(inputs, schema)
     return _of_wrapped(wrapper, inputs[wrapper], schema)
@@ -109,15 +139,6 @@ def _is_list_of_dicts(value: object) -> TypeGuard[Sequence[Mapping[Any, Any]]]:
     )
 
 
-def _refuse_parameters(inputs: Mapping[Any, object]) -> None:
-    for key in _PARAMETERS & set(inputs):
-        if inputs[key]:
-            raise InvalidInputError(
-                f'"{key}" is not supported: Triton models take tensors only; leave it out, or send '
-                "its values as inputs"
-            )
-
-
 def _of_wrapped(wrapper: str, content: object, schema: ModelSchema) -> Mapping[str, object]:
     if wrapper == "dataframe_split":
         return _of_split(content, schema)
@@ -138,9 +159,23 @@ def _of_values(value: object, schema: ModelSchema) -> Mapping[str, object]:
     if is_series(value):
         return _of_series(value, schema)
     are_bytes = isinstance(value, (list, tuple)) and all(map(is_bytes_object, value))
-    if _is_list_of_dicts(value) and ("b64" in schema.inputs_by_name or not are_bytes):
+    if (
+        _is_list_of_dicts(value)
+        and ("b64" in schema.inputs_by_name or not are_bytes)
+        and not _are_objects(value, schema)
+    ):
         return _of_table(_records(value), schema)
     return {_only_input(schema).name: value}
+
+
+def _are_objects(records: Iterable[Mapping[Any, object]], schema: ModelSchema) -> bool:
+    """Whether these are values of the one input there is, which takes objects, and no rows."""
+    names = schema.inputs_by_name.keys()
+    return (
+        len(names) == 1
+        and names <= schema.json_inputs
+        and any(names.isdisjoint(record) for record in records)
+    )
 
 
 def _only_input(schema: ModelSchema) -> TensorSpec:
@@ -168,6 +203,9 @@ def _as_it_was_in_the_file(frame: pd.DataFrame, schema: ModelSchema) -> dict[str
     spelled: dict[str, object] = {c: series.dropna().tolist() for c, series in by_name.items()}
     if key != "columns":
         spelled[key] = _content(by_name[key], key, schema)
+    for beside in _PARAMETERS & set(spelled):
+        cells = by_name[beside].dropna()
+        spelled[beside] = dict(zip(cells.index.tolist(), cells.tolist(), strict=True))
     return spelled if _wrapper(spelled, schema) else None
 
 
@@ -259,9 +297,13 @@ def _of_table(table: _Table, schema: ModelSchema) -> Mapping[str, object]:
             input=repeated,
         )
     return {
-        name: _column(table.column(position), specs[name]) if name in specs else None
+        name: _cells(table.column(position), specs[name], schema) if name in specs else None
         for position, name in enumerate(names)
     }
+
+
+def _cells(values: object, spec: TensorSpec, schema: ModelSchema) -> object:
+    return values if spec.name in schema.json_inputs else _column(values, spec)
 
 
 def _column(values: object, spec: TensorSpec) -> NDArray[Any]:

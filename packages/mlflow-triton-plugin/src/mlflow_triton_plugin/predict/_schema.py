@@ -36,6 +36,9 @@ class ModelSchema:
         inputs: shapes with the batch dimension included, as -1, when `max_batch_size` is over 0.
         outputs: the same.
         max_batch_size: 0 where the model does not batch.
+        parameters: names of what `predict` of a `python_function` takes beside its inputs.
+        json_inputs: inputs that take one JSON text a row, for MLflow's objects, maps and `Any`.
+        json_outputs: the same of outputs.
     """
 
     name: str
@@ -43,6 +46,9 @@ class ModelSchema:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     max_batch_size: int = 0
+    parameters: tuple[str, ...] = ()
+    json_inputs: frozenset[str] = frozenset()
+    json_outputs: frozenset[str] = frozenset()
 
     # Kept per schema: predict looks names up on a path whose budget is microseconds.
     @cached_property

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from triton_repo.entry import check_file_name
 from triton_repo.errors import UnsupportedFlavorError
-from triton_repo.flavors import onnx, triton
+from triton_repo.flavors import onnx, pyfunc, triton
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,9 +19,11 @@ __all__ = ["SUPPORTED_FLAVORS", "choose_flavor", "convert"]
 _CONVERTERS: dict[str, Callable[[ModelArtifact, ModelName, int], RepositoryEntry]] = {
     "triton": triton.convert,
     "onnx": onnx.convert,
+    "python_function": pyfunc.convert,
 }
 
-#: In the order of preference when the user names none: what was made for Triton comes first.
+#: In the order of preference when the user names none: what was made for Triton comes first, what
+#: any model has comes last.
 SUPPORTED_FLAVORS = tuple(_CONVERTERS)
 
 

@@ -6,22 +6,19 @@ the graph, so that the model also loads where the server's auto-complete is off.
 
 from __future__ import annotations
 
-import stat
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from triton_repo.config import CONFIG_FILENAME, ModelConfig
 from triton_repo.entry import EntryFile, RepositoryEntry, Tree
 from triton_repo.errors import ArtifactError, ConfigError, MissingModelFileError
+from triton_repo.flavors._members import Members, shared_tree, user_config
 from triton_repo.flavors.onnx_graph import GraphTensor, OnnxGraph, read_graph
-from triton_repo.layout import is_shared_path
 from triton_repo.scan import check_member, scan_tree
 
 if TYPE_CHECKING:
     from triton_repo.artifact import ModelArtifact
     from triton_repo.entry import ModelName
-    from triton_repo.scan import Tally
     from triton_repo.tensors import TensorSpec
 
 __all__ = ["GENERATED_MAX_BATCH_SIZE", "convert", "generate_config"]
@@ -37,11 +34,11 @@ GENERATED_MAX_BATCH_SIZE = 1024
 def convert(artifact: ModelArtifact, name: ModelName, version: int) -> RepositoryEntry:
     """Plan the entry of an ONNX model; see `flavors.convert` for the arguments and errors."""
     data = artifact.path(artifact.flavors["onnx"].get("data", ""), said_by="MLmodel's onnx flavor")
-    members = _Members(artifact, artifact.tally())
+    members = Members(artifact, artifact.tally())
     model_file, base = _model_file(data, artifact.root)
     model_bytes = members.size_of(model_file, said_by="MLmodel's onnx flavor")
     graph = read_graph(model_file)
-    config = own_config = _user_config(artifact)
+    config = own_config = user_config(artifact)
     if config is None:
         config = generate_config(
             graph,
@@ -57,30 +54,10 @@ def convert(artifact: ModelArtifact, name: ModelName, version: int) -> Repositor
         name=name,
         flavor="onnx",
         versions={version: tree},
-        shared=_shared_tree(members, config),
+        shared=shared_tree(members, config),
         config=config.with_name(name),
         has_own_config=own_config is not None,
     )
-
-
-@dataclass(frozen=True)
-class _Members:
-    """The files of a model, counted before they are made part of a plan."""
-
-    artifact: ModelArtifact
-    tally: Tally
-
-    def size_of(self, path: Path, *, said_by: str) -> int:
-        """The size of what the artifact has found at `path`.
-
-        Raises:
-            ArtifactError: it is no file, or a limit is passed.
-        """
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise ArtifactError(f"{path} is no file, and {said_by} names it")
-        self.tally.add(PurePosixPath(path.name), status.st_size)
-        return status.st_size
 
 
 def _model_file(data: Path, root: Path) -> tuple[Path, Path]:
@@ -100,15 +77,6 @@ def _model_file(data: Path, root: Path) -> tuple[Path, Path]:
     return model_file, data
 
 
-def _user_config(artifact: ModelArtifact) -> ModelConfig | None:
-    path = artifact.find(CONFIG_FILENAME, f"extra_files/{CONFIG_FILENAME}")
-    if path is None:
-        return None
-    config = ModelConfig.read(path)
-    config.check_paths(where=str(path))
-    return config
-
-
 def _filename(config: ModelConfig, model_file: Path, base: Path) -> str:
     """What the model file is called in the repository: what the server will look for."""
     named = config.model_filename
@@ -117,7 +85,7 @@ def _filename(config: ModelConfig, model_file: Path, base: Path) -> str:
     return named or MODEL_FILENAME
 
 
-def _version_tree(members: _Members, model: EntryFile, base: Path, graph: OnnxGraph) -> Tree:
+def _version_tree(members: Members, model: EntryFile, base: Path, graph: OnnxGraph) -> Tree:
     """The model and what it needs, at the same relative paths: ONNX Runtime resolves them so."""
     root = members.artifact.root
     if base.resolve() == root.resolve():
@@ -138,7 +106,7 @@ def _version_tree(members: _Members, model: EntryFile, base: Path, graph: OnnxGr
     return Tree((model, *others), whole.empty_directories)
 
 
-def _external(members: _Members, base: Path, graph: OnnxGraph) -> list[EntryFile]:
+def _external(members: Members, base: Path, graph: OnnxGraph) -> list[EntryFile]:
     """The files that hold weights of the graph."""
     files = []
     for location in graph.external_files:
@@ -150,30 +118,6 @@ def _external(members: _Members, base: Path, graph: OnnxGraph) -> list[EntryFile
         size_bytes = members.size_of(path, said_by=said_by)
         files.append(EntryFile(PurePosixPath(location), path, size_bytes))
     return files
-
-
-def _shared_tree(members: _Members, config: ModelConfig) -> Tree:
-    """The files config.pbtxt names beside itself, from wherever the user can have put them."""
-    files = {}
-    for field, name in config.named_files:
-        path = PurePosixPath(name)
-        if not is_shared_path(path):
-            raise ConfigError(
-                f"{CONFIG_FILENAME}: {field} names {name!r}, which is outside the model, in a "
-                "version directory or a name of our own; put it beside config.pbtxt",
-                field=field,
-            )
-        if path in files:
-            continue
-        source = members.artifact.find(name, f"extra_files/{name}", f"extra_files/{path.name}")
-        if source is None:
-            raise MissingModelFileError(
-                f"{CONFIG_FILENAME}: {field} names {name!r}, which was not logged with the model; "
-                "add it with extra_files=[…] or mlflow.log_artifact",
-                path=name,
-            )
-        files[path] = EntryFile(path, source, members.size_of(source, said_by=CONFIG_FILENAME))
-    return Tree(tuple(files.values()))
 
 
 # -- the generated config ---------------------------------------------------------------------

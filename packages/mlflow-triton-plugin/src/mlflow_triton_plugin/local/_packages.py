@@ -1,0 +1,70 @@
+"""What models need in the server's Python: their requirements.txt, fit for that Python."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from mlflow_triton_plugin.local.errors import ProvisioningError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+__all__ = ["model_packages", "read_requirements"]
+
+#: MLflow without its servers and its user interface is a tenth of it, and loads every model; what
+#: `mlflow.pyfunc` imports is not among what it requires.
+_MLFLOW = "mlflow-skinny"
+_FOR_PYFUNC = ("mlflow-skinny", "pandas")
+
+
+def read_requirements(path: Path) -> list[str]:
+    """The lines of a requirements.txt that name packages.
+
+    Raises:
+        ProvisioningError: it cannot be read, or holds more than packages (`-r`, `--index-url`).
+    """
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ProvisioningError(f"{path} cannot be read: {error}", path=path) from error
+    found = [text for line in lines if (text := line.partition(" #")[0].strip())]
+    for text in found:
+        if text.startswith("-"):
+            raise ProvisioningError(
+                f"{path} has {text!r}; only packages belong there, indexes are uv's and pip's "
+                "settings (UV_INDEX_URL, PIP_INDEX_URL)",
+                path=path,
+            )
+    return [text for text in found if not text.startswith("#")]
+
+
+def model_packages(requirements: Iterable[str]) -> list[str]:
+    """Requirements as the server's environment can have them, in a fixed order.
+
+    numpy is the server's own: its Python backend needs one below 2. MLflow is mlflow-skinny, of the
+    same version.
+
+    Raises:
+        ProvisioningError: a line is no requirement.
+    """
+    found = {*_FOR_PYFUNC}
+    for text in requirements:
+        try:
+            requirement = Requirement(text)
+        except InvalidRequirement as error:
+            raise ProvisioningError(
+                f"{text!r} is no requirement: {str(error).splitlines()[0]}"
+            ) from error
+        name = canonicalize_name(requirement.name)
+        if name == "numpy":
+            continue
+        if name == "mlflow":
+            requirement.name, requirement.extras = _MLFLOW, set()
+        if canonicalize_name(requirement.name) in found:
+            found.discard(canonicalize_name(requirement.name))
+        found.add(str(requirement))
+    return sorted(found)

@@ -1,0 +1,181 @@
+"""The `python_function` flavor: any MLflow model, in Triton's Python backend.
+
+A version holds MLflow's directory as it was logged, and `model.py`, which loads it there. The
+config.pbtxt is the user's where one can be found, to the byte; otherwise it is made from the
+model's signature.
+
+```
+<name>/config.pbtxt
+<name>/7/model.py            `_pyfunc/model.py` of this package
+<name>/7/mlflow/MLmodel, …   the model
+```
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from triton_repo.config import CONFIG_FILENAME, ModelConfig
+from triton_repo.entry import EntryFile, RepositoryEntry, Tree
+from triton_repo.errors import ArtifactError, ConfigError
+from triton_repo.flavors._members import Members, shared_tree, user_config
+from triton_repo.scan import scan_tree
+from triton_repo.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from triton_repo.artifact import ModelArtifact
+    from triton_repo.entry import ModelName
+    from triton_repo.signature import Column
+
+__all__ = ["JSON_INPUTS", "JSON_OUTPUTS", "PARAMS", "convert", "generate_config"]
+
+BACKEND = "python"
+MODEL_FOLDER = "mlflow"
+#: `parameters` of config.pbtxt, each a JSON list of names: what MLflow calls `params`, and which
+#: inputs and outputs have one JSON text a row. A request's own parameter PARAMS holds the former's
+#: values as JSON: the protocol has neither lists nor, everywhere, fractions.
+PARAMS, JSON_INPUTS, JSON_OUTPUTS = "mlflow_params", "mlflow_json_inputs", "mlflow_json_outputs"
+
+#: Rows a request, or a batch of several, may have. Nothing is reserved for it.
+GENERATED_MAX_BATCH_SIZE = 65_536
+#: What a tensor without a name is called: MLflow's scoring protocol has these words.
+_INPUT, _OUTPUT = "inputs", "predictions"
+
+_SHIM = Path(__file__).with_name("_pyfunc") / "model.py"
+#: What to log instead of what Triton has no type for.
+_REPLACEMENTS = {
+    "datetime64": 'ColSpec("datetime", {name!r})',
+    "timedelta64": 'ColSpec("double", {name!r}), in seconds',
+    "complex": "two columns of double",
+    "float128": 'ColSpec("double", {name!r})',
+    "float8": 'TensorSpec(np.dtype("float16"), …, {name!r})',
+}
+
+
+def convert(artifact: ModelArtifact, name: ModelName, version: int) -> RepositoryEntry:
+    """Plan the entry of any MLflow model; see `flavors.convert` for the arguments and errors."""
+    whole = scan_tree(artifact.root, inside=artifact.root, tally=artifact.tally())
+    config = own_config = user_config(artifact)
+    if config is None:
+        config = generate_config(artifact, name=name)
+    elif config.backend not in ("", BACKEND):
+        raise ConfigError(
+            f"{CONFIG_FILENAME} of the model names backend {config.backend!r}, and python_function "
+            f"is served by {BACKEND!r}; log it without one to have it generated",
+            field="backend",
+        )
+    elif config.pinned_versions:
+        config = config.pinned([version])
+    folder = PurePosixPath(MODEL_FOLDER)
+    shim = EntryFile(PurePosixPath("model.py"), _SHIM, _SHIM.stat().st_size)
+    tree = Tree(
+        (shim, *(replace(file, path=folder / file.path) for file in whole.files)),
+        tuple(folder / path for path in whole.empty_directories),
+    )
+    return RepositoryEntry(
+        name=name,
+        flavor="python_function",
+        versions={version: tree},
+        shared=shared_tree(Members(artifact, artifact.tally()), config),
+        config=config.with_name(name),
+        has_own_config=own_config is not None,
+    )
+
+
+def generate_config(artifact: ModelArtifact, *, name: str) -> ModelConfig:
+    """A config.pbtxt for a signature.
+
+    A column is a tensor with one value a row, a `TensorSpec` a tensor of its shape. Where all of
+    them begin with a variable dimension, that is the batch, and requests are joined: MLflow, too,
+    gives a model rows in batches of any size (`spark_udf`). A model without an output signature
+    answers one JSON text a row.
+
+    Raises:
+        ArtifactError: the model has no input signature, or one that Triton has no types for; each
+            column at fault is named.
+    """
+    takes, answers = (_served_columns(artifact, side) for side in ("inputs", "outputs"))
+    inputs, outputs = _named(takes, _INPUT), _named(answers, _OUTPUT)
+    if not inputs:
+        raise ArtifactError(
+            "the model was logged without a signature, and a server needs to know its inputs: "
+            "mlflow.models.set_signature(model_uri, mlflow.models.infer_signature(inputs, "
+            "model.predict(inputs))) adds one"
+        )
+    comment = "Generated from the model's signature. Log a config.pbtxt with it to use your own."
+    as_json = {
+        PARAMS: artifact.signature_params,
+        JSON_INPUTS: [spec.name for spec, each in zip(inputs, takes, strict=True) if each.is_json],
+        JSON_OUTPUTS: [
+            spec.name for spec, each in zip(outputs, answers, strict=True) if each.is_json
+        ],
+    }
+    if not outputs:
+        outputs = [TensorSpec(_OUTPUT, "BYTES", (-1, 1))]
+        as_json[JSON_OUTPUTS] = [_OUTPUT]
+        comment += "\nIt says nothing of the outputs: each row of them is one JSON text."
+    batched = all(spec.shape[:1] == (-1,) for spec in (*inputs, *outputs))
+    return ModelConfig.build(
+        name=name,
+        backend=BACKEND,
+        inputs=[_config_spec(spec, batched=batched) for spec in inputs],
+        outputs=[_config_spec(spec, batched=batched) for spec in outputs],
+        max_batch_size=GENERATED_MAX_BATCH_SIZE if batched else 0,
+        dynamic_batching=batched,
+        # each instance is a process that imports all of the model's packages
+        instances=1,
+        parameters={key: json.dumps(names) for key, names in as_json.items() if names},
+        comment=comment,
+    )
+
+
+def _served_columns(artifact: ModelArtifact, side: str) -> list[Column]:
+    columns = artifact.signature_columns(side)
+    refused = [each for each in columns if each.spec is None]
+    if refused:
+        told = "; ".join(f"{_called(each)} is {each.type}: {_advice(each)}" for each in refused)
+        raise ArtifactError(
+            f"signature.{side} of the model has what Triton has no type for: {told}; convert it in "
+            "the model, and log it with such a signature (mlflow.models.set_signature)"
+        )
+    return columns
+
+
+def _called(column: Column) -> str:
+    return f"column {column.name!r}" if column.name else "its tensor"
+
+
+def _advice(column: Column) -> str:
+    for kind, replacement in _REPLACEMENTS.items():
+        if kind in column.type:
+            return f"use {replacement.format(name=column.name or 'x')}"
+    return column.problem
+
+
+def _named(columns: Iterable[Column], default: str) -> list[TensorSpec]:
+    """Tensors with names: MLflow knows columns without one by their position.
+
+    Raises:
+        ArtifactError: two have the same.
+    """
+    specs = [each.spec for each in columns if each.spec is not None]
+    if len(specs) == 1:
+        return [replace(specs[0], name=specs[0].name or default)]
+    named = [replace(spec, name=spec.name or str(place)) for place, spec in enumerate(specs)]
+    names = [spec.name for spec in named]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ArtifactError(
+            f"the model's signature has {twice!r} more than once; rename all but one"
+        )
+    return named
+
+
+def _config_spec(spec: TensorSpec, *, batched: bool) -> TensorSpec:
+    """Without the batch dimension; a row with one value is [1], for Triton has no scalars."""
+    return replace(spec, shape=spec.shape[1:] or (1,)) if batched else spec

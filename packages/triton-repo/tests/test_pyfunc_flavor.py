@@ -1,0 +1,202 @@
+"""Any MLflow model: what is made of its signature. The plugin's tests run the models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from triton_repo.artifact import ModelArtifact
+from triton_repo.entry import RepositoryEntry, check_name
+from triton_repo.errors import ArtifactError, ConfigError
+from triton_repo.flavors import choose_flavor, convert
+from triton_repo.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from triton_repo.config import ModelConfig
+
+
+def column(name: str | None, kind: str | dict[str, Any], **more: Any) -> dict[str, Any]:
+    named = {} if name is None else {"name": name}
+    return {**({"type": kind} if isinstance(kind, str) else kind), **named, **more}
+
+
+def tensor(name: str | None, dtype: str, *shape: int) -> dict[str, Any]:
+    spec = {"type": "tensor", "tensor-spec": {"dtype": dtype, "shape": list(shape)}}
+    return spec if name is None else {"name": name, **spec}
+
+
+def array(items: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": items}
+
+
+def entry_of(root: Path, **sides: list[dict[str, Any]]) -> RepositoryEntry:
+    signature = {side: json.dumps(columns) for side, columns in sides.items()}
+    document = {"flavors": {"python_function": {"loader_module": "x"}}, "signature": signature}
+    (root / "MLmodel").write_text(json.dumps(document))
+    (root / "data").mkdir(exist_ok=True)
+    (root / "data" / "model.pkl").write_bytes(b"model")
+    artifact = ModelArtifact.open(root)
+    return convert(artifact, flavor=choose_flavor(artifact), name=check_name("m"), version=7)
+
+
+def config_of(root: Path, **sides: list[dict[str, Any]]) -> ModelConfig:
+    config = entry_of(root, **sides).config
+    assert config is not None
+    return config
+
+
+LONG = [column("y", "long")]
+
+
+def test_a_version_is_the_shim_and_the_model_as_it_was_logged(tmp_path: Path) -> None:
+    entry = entry_of(tmp_path, inputs=LONG, outputs=LONG)
+    assert entry.flavor == "python_function"
+    assert list(entry.versions) == [7]
+    files = {str(file.path): file.source for file in entry.versions[7].files}
+    assert set(files) == {"model.py", "mlflow/MLmodel", "mlflow/data/model.pkl"}
+    assert "class TritonPythonModel" in files["model.py"].read_text()
+    assert files["mlflow/data/model.pkl"] == tmp_path / "data" / "model.pkl"
+    assert not entry.has_own_config
+
+
+@pytest.mark.parametrize(
+    ("kind", "datatype", "dims"),
+    [
+        ("boolean", "BOOL", (1,)),
+        ("integer", "INT32", (1,)),
+        ("long", "INT64", (1,)),
+        ("float", "FP32", (1,)),
+        ("double", "FP64", (1,)),
+        ("string", "BYTES", (1,)),
+        ("binary", "BYTES", (1,)),
+        ("datetime", "BYTES", (1,)),
+        (array({"type": "double"}), "FP64", (-1,)),
+        (array(array({"type": "long"})), "INT64", (-1, -1)),
+        (array({"type": "string"}), "BYTES", (-1,)),
+        ({"type": "object", "properties": {"a": {"type": "long"}}}, "BYTES", (1,)),
+        ({"type": "map", "values": {"type": "long"}}, "BYTES", (1,)),
+        ({"type": "any"}, "BYTES", (1,)),
+        (array({"type": "object", "properties": {}}), "BYTES", (1,)),
+    ],
+)
+def test_a_column_is_a_tensor_with_a_row_a_row(
+    tmp_path: Path, kind: Any, datatype: str, dims: tuple[int, ...]
+) -> None:
+    config = config_of(tmp_path, inputs=[column("x y", kind)], outputs=[column("z", kind)])
+    assert config.inputs == (TensorSpec("x y", datatype, dims),)
+    assert config.outputs == (TensorSpec("z", datatype, dims),)
+    assert config.max_batch_size > 0
+    assert config.backend == "python"
+    assert "dynamic_batching" in config.text
+
+
+def test_what_is_json_is_said_where_a_client_can_read_it(tmp_path: Path) -> None:
+    objects = column("o", {"type": "any"})
+    config = config_of(
+        tmp_path,
+        inputs=[objects, column("x", "string")],
+        outputs=[column("x", "string"), objects],
+        params=[{"name": "k", "type": "double", "default": 1.0, "shape": None}],
+    )
+    parameters = json.loads(config.to_json())["parameters"]
+    assert {key: json.loads(value["string_value"]) for key, value in parameters.items()} == {
+        "mlflow_params": ["k"],
+        "mlflow_json_inputs": ["o"],
+        "mlflow_json_outputs": ["o"],
+    }
+
+
+def test_what_may_be_left_out_is_optional(tmp_path: Path) -> None:
+    columns = [column("a", "long"), column("b", "long", required=False)]
+    assert [spec.optional for spec in config_of(tmp_path, inputs=columns, outputs=LONG).inputs] == [
+        False,
+        True,
+    ]
+
+
+def test_tensors_that_begin_with_the_batch_are_batched(tmp_path: Path) -> None:
+    config = config_of(
+        tmp_path,
+        inputs=[tensor("a", "float32", -1, 4, -1), tensor("b", "uint8", -1)],
+        outputs=[tensor(None, "bfloat16", -1, 2)],
+    )
+    assert config.max_batch_size > 0
+    assert config.inputs == (TensorSpec("a", "FP32", (4, -1)), TensorSpec("b", "UINT8", (1,)))
+    assert config.outputs == (TensorSpec("predictions", "BF16", (2,)),)
+
+
+def test_tensors_that_do_not_are_not(tmp_path: Path) -> None:
+    config = config_of(
+        tmp_path, inputs=[tensor(None, "float32", 3, 4)], outputs=[tensor(None, "float32", -1)]
+    )
+    assert config.max_batch_size == 0
+    assert config.inputs == (TensorSpec("inputs", "FP32", (3, 4)),)
+    assert config.outputs == (TensorSpec("predictions", "FP32", (-1,)),)
+    assert "dynamic_batching" not in config.text
+
+
+def test_columns_without_names_have_their_position(tmp_path: Path) -> None:
+    config = config_of(tmp_path, inputs=[column(None, "long")] * 2, outputs=[column(None, "long")])
+    assert [spec.name for spec in config.inputs] == ["0", "1"]
+    assert [spec.name for spec in config.outputs] == ["predictions"]
+
+
+def test_without_an_output_signature_rows_are_json(tmp_path: Path) -> None:
+    config = config_of(tmp_path, inputs=LONG)
+    assert config.outputs == (TensorSpec("predictions", "BYTES", (1,)),)
+    assert "JSON text" in config.text
+
+
+def test_without_a_signature_the_line_that_adds_one_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"mlflow\.models\.set_signature\(model_uri, mlflow"):
+        entry_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "advice"),
+    [
+        ("datetime64[ns]", "ColSpec(\"datetime\", 't')"),
+        ("timedelta64[ns]", "ColSpec(\"double\", 't'), in seconds"),
+        ("complex64", "two columns of double"),
+        ("float128", "ColSpec(\"double\", 't')"),
+        ("float8_e4m3fn", "float16"),
+        ("void", "no such type"),
+    ],
+)
+def test_what_triton_has_no_type_for_is_named_with_what_to_log_instead(
+    tmp_path: Path, dtype: str, advice: str
+) -> None:
+    columns = [tensor("ok", "float32", -1), tensor("t", dtype, -1), tensor("u", dtype, -1)]
+    with pytest.raises(ArtifactError, match=r"signature\.inputs") as caught:
+        entry_of(tmp_path, inputs=columns, outputs=LONG)
+    said = str(caught.value)
+    assert f"column 't' is Tensor({dtype}, (-1,))" in said
+    assert "column 'u'" in said
+    assert "'ok'" not in said
+    assert advice in said
+
+
+def test_a_name_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="'y' more than once"):
+        entry_of(tmp_path, inputs=LONG * 2, outputs=LONG)
+
+
+def test_a_config_of_the_users_keeps_its_bytes(tmp_path: Path) -> None:
+    text = '# mine\nbackend: "python" max_batch_size: 8\noutput { name: "y" label_filename: "l" }\n'
+    (tmp_path / "extra_files").mkdir()
+    (tmp_path / "extra_files" / "config.pbtxt").write_text(text)
+    (tmp_path / "extra_files" / "l").write_text("a\n")
+    entry = entry_of(tmp_path)
+    assert entry.has_own_config
+    assert entry.config is not None
+    assert entry.config.text == text
+    assert [file.path for file in entry.shared.files] == [PurePosixPath("l")]
+
+
+def test_a_config_for_another_backend_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.pbtxt").write_text('backend: "onnxruntime"')
+    with pytest.raises(ConfigError, match="'onnxruntime'"):
+        entry_of(tmp_path, inputs=LONG)
