@@ -11,7 +11,7 @@ from mlflow_triton_plugin.errors import (
     RequestRefusedError,
     ServerUnavailableError,
 )
-from mlflow_triton_plugin.predict import InvalidInputError, to_tensors
+from mlflow_triton_plugin.predict import InvalidInputError, json_values, params_text, to_tensors
 from mlflow_triton_plugin.response import Prediction
 from triton_repo.entry import check_name
 from triton_repo.errors import InvalidNameError
@@ -77,10 +77,13 @@ class Predictor:
 
     def _send(self, inputs: Any, schema: ModelSchema) -> Prediction:
         tensors = to_tensors(inputs, schema)
+        params = params_text(inputs, schema)
         result = self._ask(
-            lambda server: server.infer(schema.name, schema.version, tensors, schema)
+            lambda server: server.infer(schema.name, schema.version, tensors, schema, params)
         )
         outputs = _in_order(result.outputs, schema)
+        for name in schema.json_outputs & outputs.keys():
+            outputs[name] = json_values(outputs[name])
         return Prediction(outputs, model_name=schema.name, model_version=result.version)
 
     def _ask(self, call: Callable[[TritonServer], _T]) -> _T:
@@ -108,11 +111,9 @@ def _model_and_version(name: str) -> tuple[str, str]:
     return check_name(model), version
 
 
-def _in_order(
-    outputs: Mapping[str, NDArray[Any]], schema: ModelSchema
-) -> Mapping[str, NDArray[Any]]:
+def _in_order(outputs: Mapping[str, NDArray[Any]], schema: ModelSchema) -> dict[str, NDArray[Any]]:
     """The outputs as the model lists them; an ensemble answers in any order."""
     if len(outputs) == 1:
-        return outputs
+        return dict(outputs)
     known = {spec.name: place for place, spec in enumerate(schema.outputs)}
     return {name: outputs[name] for name in sorted(outputs, key=lambda name: known.get(name, 0))}

@@ -116,6 +116,13 @@ class Endpoint:
                 f"{setting} is {text!r}; use grpc://, grpcs://, http:// or https:// and host:port",
                 setting=setting,
             )
+        if match is not None and match["host"].startswith("["):
+            try:
+                ipaddress.IPv6Address(match["host"].strip("[]"))
+            except ValueError as exc:
+                raise SettingsError(
+                    f"{setting} is {text!r}; {match['host']} is no IPv6 address", setting=setting
+                ) from exc
         port = int((match and match["port"]) or _DEFAULT_PORTS[scheme])
         path = ((match and match["path"]) or "").rstrip("/")
         if match is None or not 0 < port <= _LAST_PORT or (path and scheme.startswith("grpc")):

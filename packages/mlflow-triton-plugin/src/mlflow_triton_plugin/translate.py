@@ -77,7 +77,11 @@ def _tellable(exc: BaseException) -> BaseException | None:
     """The cause, unless a traceback of it would tell a password or a signed address."""
     each: BaseException | None = exc
     while each is not None:
-        if without_secrets(str(each)) != str(each):
+        try:
+            said = str(each)
+        except Exception:  # noqa: BLE001 - tritonclient's fails on an error that is no text
+            said = repr(vars(each))
+        if without_secrets(said) != said:
             return None
         each = each.__cause__ or (None if each.__suppress_context__ else each.__context__)
     return exc

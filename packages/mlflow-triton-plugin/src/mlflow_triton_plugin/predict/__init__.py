@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow_triton_plugin.predict._arrays import array_of
 from mlflow_triton_plugin.predict._cast import cast, shown
 from mlflow_triton_plugin.predict._forms import named, parameters
-from mlflow_triton_plugin.predict._json import json_texts, json_values
+from mlflow_triton_plugin.predict._json import json_texts, json_values, params_text
 from mlflow_triton_plugin.predict._schema import InvalidInputError, ModelSchema
 from triton_repo.tensors import shape_fits
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from triton_repo.tensors import TensorSpec
 
-__all__ = ["InvalidInputError", "ModelSchema", "json_values", "parameters", "to_tensors"]
+__all__ = ["InvalidInputError", "ModelSchema", "json_values", "params_text", "to_tensors"]
 
 
 def to_tensors(inputs: object, schema: ModelSchema) -> dict[str, NDArray[Any]]:
@@ -48,7 +48,7 @@ def to_tensors(inputs: object, schema: ModelSchema) -> dict[str, NDArray[Any]]:
             not survive the cast; nothing was sent.
     """
     if not schema.parameters:
-        parameters(inputs, schema)  # refuses any
+        parameters(inputs, schema)  # refused, not ignored
     values = named(inputs, schema)
     _check_names(values, schema)
     specs = schema.inputs_by_name

@@ -8,6 +8,7 @@ import numpy as np
 import orjson
 
 from mlflow_triton_plugin.predict._arrays import is_series
+from mlflow_triton_plugin.predict._forms import parameters
 from mlflow_triton_plugin.predict._schema import InvalidInputError
 
 if TYPE_CHECKING:
@@ -15,9 +16,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from mlflow_triton_plugin.predict._schema import ModelSchema
     from triton_repo.tensors import TensorSpec
 
-__all__ = ["json_texts", "json_values"]
+__all__ = ["json_texts", "json_values", "params_text"]
 
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 
@@ -47,6 +49,19 @@ def json_texts(value: object, spec: TensorSpec) -> NDArray[Any]:
                 f"input {spec.name}: row {place} has no form in JSON: {exc}", input=spec.name
             ) from exc
     return texts
+
+
+def params_text(inputs: object, schema: ModelSchema) -> str:
+    """What stands beside the inputs as MLflow's `params`, as one JSON text; empty without any.
+
+    Raises:
+        InvalidInputError: the model takes no such parameter, or a value has no form in JSON.
+    """
+    given = parameters(inputs, schema)
+    try:
+        return orjson.dumps(given, option=_OPTIONS).decode() if given else ""
+    except TypeError as exc:
+        raise InvalidInputError(f"the parameters have no form in JSON: {exc}") from exc
 
 
 def json_values(array: NDArray[Any]) -> NDArray[Any]:

@@ -113,8 +113,16 @@ class TritonServer(Protocol):
         version: str,
         tensors: Mapping[str, NDArray[Any]],
         schema: ModelSchema,
+        params: str = "",
     ) -> InferResult:
         """Send one request.
+
+        Args:
+            model: whom to ask.
+            version: which one of those that serve, or an empty string.
+            tensors: by input name.
+            schema: what the model takes.
+            params: for a `python_function`, see `predict.params_text`.
 
         Raises:
             ModelUnknownError: the model is not loaded.
@@ -344,8 +352,8 @@ def _check_ready(server: TritonServer, model: str, versions: Sequence[int]) -> l
         ModelNotReadyError: a wanted version is not READY, or none is.
     """
     states = [state for state in _index(server) if state.name == model and state.version]
-    ready = {int(state.version) for state in states if state.state == "READY"}
-    missing = [version for version in versions if version not in ready]
+    ready = {state.version for state in states if state.state == "READY"}
+    missing = [version for version in versions if str(version) not in ready]
     if ready and not missing:
         return states
     named = {str(version) for version in missing}

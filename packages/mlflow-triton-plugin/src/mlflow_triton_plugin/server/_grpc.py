@@ -19,9 +19,10 @@ from tritonclient.grpc import (  # noqa: TID251 - this is the door
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 from mlflow_triton_plugin.errors import ServerAccessError
-from mlflow_triton_plugin.predict import ModelSchema
 from mlflow_triton_plugin.server import InferResult, ModelState
-from mlflow_triton_plugin.server._translate import named, raise_translated
+from mlflow_triton_plugin.server._configured import Configured
+from mlflow_triton_plugin.server._translate import as_triton_answers, named, raise_translated
+from triton_repo.flavors.pyfunc import PARAMS
 from triton_repo.tensors import DATATYPES, TensorSpec
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from mlflow_triton_plugin.predict import ModelSchema
     from mlflow_triton_plugin.security import Access
     from mlflow_triton_plugin.settings import Endpoint
 
@@ -41,6 +43,18 @@ _OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 1000),
 )
+
+#: Where `InferTensorContents` has the values of a datatype; FP16 and BF16 have only the raw form.
+_TYPED_FIELDS = {
+    "BOOL": "bool_contents",
+    **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
+    "INT64": "int64_contents",
+    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
 
 
 class GrpcServer:
@@ -92,27 +106,23 @@ class GrpcServer:
             metadata = self._send(
                 self._triton.ModelMetadata, service_pb2.ModelMetadataRequest(**asked)
             )
-        optional, max_batch_size = self._configured(model, version, metadata)
-        return ModelSchema(
-            name=model,
-            version=version,
-            inputs=tuple(_spec(tensor, tensor.name in optional) for tensor in metadata.inputs),
-            outputs=tuple(_spec(tensor, optional=False) for tensor in metadata.outputs),
-            max_batch_size=max_batch_size,
+        inputs, outputs = (
+            [_spec(tensor) for tensor in tensors] for tensors in (metadata.inputs, metadata.outputs)
         )
+        return self._configured(model, version, inputs).schema(model, version, inputs, outputs)
 
-    def _configured(self, model: str, version: str, metadata: Any) -> tuple[set[str], int]:
-        """Which inputs are optional, and the largest batch, 0 where there is none.
-
-        Who may ask for predictions only is told neither: then it is for Triton to check both.
-        """
+    def _configured(self, model: str, version: str, inputs: list[TensorSpec]) -> Configured:
         request = service_pb2.ModelConfigRequest(name=model, version=version)
         try:
             with self._translated("the configuration of", named(model, version)):
                 config = self._send(self._triton.ModelConfig, request).config
         except ServerAccessError:
-            return {tensor.name for tensor in metadata.inputs}, 0
-        return {tensor.name for tensor in config.input if tensor.optional}, config.max_batch_size
+            return Configured.unknown(inputs)
+        return Configured(
+            optional=frozenset(tensor.name for tensor in config.input if tensor.optional),
+            max_batch_size=config.max_batch_size,
+            parameters={key: each.string_value for key, each in config.parameters.items()},
+        )
 
     def infer(
         self,
@@ -120,8 +130,11 @@ class GrpcServer:
         version: str,
         tensors: Mapping[str, NDArray[Any]],
         schema: ModelSchema,
+        params: str = "",
     ) -> InferResult:
         request = service_pb2.ModelInferRequest(model_name=model, model_version=version)
+        if params:
+            request.parameters[PARAMS].string_param = params
         specs = schema.inputs_by_name
         for name, array in tensors.items():
             datatype = specs[name].datatype
@@ -131,12 +144,8 @@ class GrpcServer:
             response = self._send(self._triton.ModelInfer, request)
         except grpc.RpcError as exc:
             self._raise(exc, "infer", named(model, version), self._timeout_s)
-        contents = zip(response.outputs, response.raw_output_contents, strict=True)
-        outputs = {
-            each.name: _from_bytes(data, each.datatype).reshape(each.shape)
-            for each, data in contents
-        }
-        return InferResult(response.model_version, outputs)
+        with as_triton_answers(self._endpoint, "infer", named(model, version)):
+            return InferResult(response.model_version, _outputs(response))
 
     def close(self) -> None:
         self._channel.close()
@@ -169,13 +178,17 @@ class GrpcServer:
 
 
 def _channel(endpoint: Endpoint, access: Access) -> grpc.Channel:
-    if endpoint.scheme != "grpcs":
-        return grpc.insecure_channel(endpoint.address, _OPTIONS)
+    options = list(_OPTIONS)
+    if endpoint.is_loopback or not endpoint.is_encrypted:
+        # a proxy of the environment's would read the token, and has no way to this machine
+        options.append(("grpc.enable_http_proxy", 0))
+    if not endpoint.is_encrypted:
+        return grpc.insecure_channel(endpoint.address, options)
     tls = access.tls
     credentials = grpc.ssl_channel_credentials(
         *((tls.ca, tls.key, tls.certificate) if tls is not None else ())
     )
-    return grpc.secure_channel(endpoint.address, credentials, _OPTIONS)
+    return grpc.secure_channel(endpoint.address, credentials, options)
 
 
 def _to_bytes(array: NDArray[Any], datatype: str) -> bytes:
@@ -188,6 +201,39 @@ def _to_bytes(array: NDArray[Any], datatype: str) -> bytes:
     return array.tobytes()
 
 
+def _outputs(response: Any) -> dict[str, NDArray[Any]]:
+    """The tensors of an answer.
+
+    Triton itself always answers in the "raw" form; what stands before it may use the typed one.
+
+    Raises:
+        ValueError: there are more or fewer contents than outputs, or they do not fit the shapes;
+            LookupError and struct.error the same of unknown types and of strings.
+    """
+    raw = response.raw_output_contents
+    if raw:
+        contents = zip(response.outputs, raw, strict=True)
+        arrays = {each.name: (each, _from_bytes(data, each.datatype)) for each, data in contents}
+    else:
+        arrays = {each.name: (each, _from_typed(each)) for each in response.outputs}
+    return {name: array.reshape(_shape(each)) for name, (each, array) in arrays.items()}
+
+
+def _shape(output: Any) -> tuple[int, ...]:
+    shape = tuple(output.shape)
+    if min(shape, default=0) < 0:  # numpy would take one for "whatever is left"
+        raise ValueError(f"output {output.name} has shape {list(shape)}")
+    return shape
+
+
+def _from_typed(output: Any) -> NDArray[Any]:
+    datatype = DATATYPES[output.datatype]
+    values = getattr(output.contents, _TYPED_FIELDS[datatype.name])
+    array = np.empty(len(values), dtype=datatype.numpy)
+    array[:] = values
+    return array
+
+
 def _from_bytes(data: bytes, datatype: str) -> NDArray[Any]:
     if datatype == "BYTES":
         strings: NDArray[Any] = deserialize_bytes_tensor(data)
@@ -197,5 +243,5 @@ def _from_bytes(data: bytes, datatype: str) -> NDArray[Any]:
     return np.frombuffer(data, dtype=DATATYPES[datatype].numpy)
 
 
-def _spec(tensor: Any, optional: bool) -> TensorSpec:  # noqa: FBT001 - a column of the table
-    return TensorSpec(tensor.name, tensor.datatype, tuple(tensor.shape), optional)
+def _spec(tensor: Any) -> TensorSpec:
+    return TensorSpec(tensor.name, tensor.datatype, tuple(tensor.shape))

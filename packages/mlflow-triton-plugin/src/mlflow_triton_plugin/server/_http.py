@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
+from gzip import BadGzipFile
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +14,14 @@ from mlflow_triton_plugin.errors import (
     ServerAccessError,
     ServerUnavailableError,
     SettingsError,
+    TritonServerError,
 )
-from mlflow_triton_plugin.predict import ModelSchema
 from mlflow_triton_plugin.security import Tls
 from mlflow_triton_plugin.server import InferResult, ModelState
+from mlflow_triton_plugin.server._configured import Configured
 from mlflow_triton_plugin.server._tensors import as_sent
-from mlflow_triton_plugin.server._translate import named, raise_translated
+from mlflow_triton_plugin.server._translate import as_triton_answers, named, raise_translated
+from triton_repo.flavors.pyfunc import PARAMS
 from triton_repo.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from mlflow_triton_plugin.predict import ModelSchema
     from mlflow_triton_plugin.security import Access
     from mlflow_triton_plugin.settings import Endpoint
 
@@ -98,10 +101,8 @@ class HttpServer:
             index = self._client.get_model_repository_index(headers=self._headers())
             return [
                 ModelState(
-                    each["name"],
-                    each.get("version", ""),
-                    each.get("state", ""),
-                    each.get("reason", ""),
+                    str(each["name"]),
+                    *(str(each.get(key, "")) for key in ("version", "state", "reason")),
                 )
                 for each in index
             ]
@@ -112,27 +113,24 @@ class HttpServer:
             inputs, outputs = (
                 [_spec(each) for each in metadata[side]] for side in ("inputs", "outputs")
             )
-        names = {spec.name for spec in inputs}
-        optional, max_batch_size = self._configured(model, version, names)
-        return ModelSchema(
-            name=model,
-            version=version,
-            inputs=tuple(replace(spec, optional=spec.name in optional) for spec in inputs),
-            outputs=tuple(outputs),
-            max_batch_size=max_batch_size,
-        )
+        return self._configured(model, version, inputs).schema(model, version, inputs, outputs)
 
-    def _configured(self, model: str, version: str, names: set[str]) -> tuple[set[str], int]:
-        """See `GrpcServer`."""
+    def _configured(self, model: str, version: str, inputs: list[TensorSpec]) -> Configured:
         try:
             with self._translated("the configuration of", named(model, version)):
                 config = self._client.get_model_config(model, version, headers=self._headers())
-                optional = {
-                    each["name"] for each in config.get("input", ()) if each.get("optional")
-                }
-                return optional, int(config.get("max_batch_size", 0))
+                parameters = config.get("parameters", {})
+                return Configured(
+                    optional=frozenset(
+                        each["name"] for each in config.get("input", ()) if each.get("optional")
+                    ),
+                    max_batch_size=int(config.get("max_batch_size", 0)),
+                    parameters={
+                        key: str(each.get("string_value", "")) for key, each in parameters.items()
+                    },
+                )
         except ServerAccessError:
-            return names, 0
+            return Configured.unknown(inputs)
 
     def infer(
         self,
@@ -140,6 +138,7 @@ class HttpServer:
         version: str,
         tensors: Mapping[str, NDArray[Any]],
         schema: ModelSchema,
+        params: str = "",
     ) -> InferResult:
         inputs = []
         datatypes = schema.inputs_by_name
@@ -150,7 +149,11 @@ class HttpServer:
             inputs.append(tensor)
         with self._translated("infer", named(model, version)):
             result = self._client.infer(
-                model, inputs, model_version=version, headers=self._headers()
+                model,
+                inputs,
+                model_version=version,
+                headers=self._headers(),
+                parameters={PARAMS: params} if params else None,
             )
             response = result.get_response()
             outputs = {each["name"]: result.as_numpy(each["name"]) for each in response["outputs"]}
@@ -168,7 +171,12 @@ class HttpServer:
     ) -> Iterator[None]:
         try:
             yield
+        except (SettingsError, TritonServerError):
+            raise  # ours already, some of them ValueErrors
         except (InferenceServerException, OSError) as exc:
+            with as_triton_answers(self._endpoint, what, model):
+                str(exc)  # fails where the message is another JSON than text
+                _refuse_bad_gzip(exc)
             status, reason = _said(exc)
             raise_translated(
                 exc,
@@ -180,26 +188,36 @@ class HttpServer:
                 model=model,
                 timeout_s=self._timeout_s if timeout_s is None else timeout_s,
             )
-        except (HTTPException, ValueError) as exc:
+        except UnicodeError as exc:  # what DNS has no form for
+            raise ServerUnavailableError(
+                f"{self._endpoint} names no host: {exc}", endpoint=self._endpoint, model=model
+            ) from exc
+        except HTTPException as exc:
             raise ServerUnavailableError(
                 f"{self._endpoint} does not answer in HTTP; if it is Triton's gRPC port, use "
                 f"grpc://{self._address.partition('/')[0]}",
                 endpoint=self._endpoint,
                 model=model,
             ) from exc
-        except (LookupError, TypeError, AttributeError) as exc:  # JSON of somebody else
-            raise ServerUnavailableError(
-                f"{self._endpoint} answers, but not as Triton does ({what} {model}".rstrip()
-                + "); set TRITON_URL to its address",
-                endpoint=self._endpoint,
-                model=model,
-            ) from exc
+        except Exception as exc:
+            with as_triton_answers(self._endpoint, what, model):
+                raise exc from None
 
 
 def _ssl_context(access: Access) -> ssl.SSLContext:
     from gevent.ssl import SSLContext  # noqa: PLC0415 - the client's sockets are gevent's
 
     return (access.tls or Tls()).context(SSLContext)
+
+
+def _refuse_bad_gzip(exc: Exception) -> None:
+    """An OSError that is none: the connection is well, the answer is not.
+
+    Raises:
+        ValueError: it is that.
+    """
+    if isinstance(exc, BadGzipFile):
+        raise ValueError(str(exc)) from exc  # noqa: TRY004 - not of the argument
 
 
 def _said(exc: InferenceServerException | OSError) -> tuple[str, str]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import struct
+import zlib
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 from mlflow_triton_plugin.errors import (
@@ -24,14 +27,22 @@ from mlflow_triton_plugin.server._refusals import (
 from triton_repo.text import printable, shortened
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from mlflow_triton_plugin.security import Access
 
-__all__ = ["named", "raise_translated"]
+__all__ = ["as_triton_answers", "named", "raise_translated"]
 
 #: A gateway's page can be long; a traceback of the Python backend is shorter.
 _LONGEST_REASON = 2000
 #: What may take as long as it likes, and goes on when its caller has gone.
 _SLOW = ("load", "unload", "infer")
+_LONGEST_PROBLEM = 200
+#: What reading raises: no JSON, a gzip that is none, other keys, types and sizes than said.
+_STRANGE = (
+    *(ValueError, TypeError, AttributeError, LookupError, ArithmeticError),
+    *(EOFError, RecursionError, struct.error, zlib.error),
+)
 _UNKNOWN = re.compile(
     r"unknown model|is not found|not ready|not at ready state|has no available versions"
 )
@@ -119,6 +130,26 @@ def raise_translated(
     raise TritonServerError(
         f"{endpoint}: {what} failed: {reason}", endpoint=endpoint, status=status, model=model
     ) from cause
+
+
+@contextmanager
+def as_triton_answers(endpoint: str, what: str, model: str = "") -> Iterator[None]:
+    """Whatever goes wrong in reading an answer means that it is not one of Triton's.
+
+    Raises:
+        ServerUnavailableError: it did.
+    """
+    try:
+        yield
+    except _STRANGE as exc:
+        about = f"{what} {model}".strip()
+        why = printable(shortened(" ".join(str(exc).split()), _LONGEST_PROBLEM))
+        raise ServerUnavailableError(
+            f"{endpoint} answers, but not as Triton does ({about}: {why or type(exc).__name__}); "
+            "set TRITON_URL to its address",
+            endpoint=endpoint,
+            model=model,
+        ) from exc
 
 
 def named(model: str, version: str) -> str:

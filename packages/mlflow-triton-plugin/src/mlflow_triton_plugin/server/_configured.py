@@ -1,0 +1,64 @@
+"""What a model's configuration says of it that its metadata does not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from mlflow_triton_plugin.predict import ModelSchema
+from triton_repo.flavors.pyfunc import JSON_INPUTS, JSON_OUTPUTS, PARAMS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from triton_repo.tensors import TensorSpec
+
+__all__ = ["Configured"]
+
+
+@dataclass(frozen=True)
+class Configured:
+    """The same for both protocols.
+
+    Attributes:
+        optional: names of inputs that may be left out.
+        max_batch_size: the largest batch, 0 where there is none.
+        parameters: the backend's, such as those of `triton_repo.flavors.pyfunc`.
+    """
+
+    optional: frozenset[str]
+    max_batch_size: int
+    parameters: Mapping[str, str]
+
+    @classmethod
+    def unknown(cls, inputs: Iterable[TensorSpec]) -> Configured:
+        """For who may ask for predictions only: it is for Triton to check."""
+        return cls(frozenset(spec.name for spec in inputs), 0, {})
+
+    def schema(
+        self,
+        model: str,
+        version: str,
+        inputs: Iterable[TensorSpec],
+        outputs: Iterable[TensorSpec],
+    ) -> ModelSchema:
+        """All that is known of a model, its metadata together with this."""
+        return ModelSchema(
+            name=model,
+            version=version,
+            inputs=tuple(replace(spec, optional=spec.name in self.optional) for spec in inputs),
+            outputs=tuple(outputs),
+            max_batch_size=self.max_batch_size,
+            parameters=tuple(self._names(PARAMS)),
+            json_inputs=frozenset(self._names(JSON_INPUTS)),
+            json_outputs=frozenset(self._names(JSON_OUTPUTS)),
+        )
+
+    def _names(self, key: str) -> list[str]:
+        """A list of names in JSON; somebody else's parameter of this name is none."""
+        try:
+            names = json.loads(self.parameters.get(key, "[]"))
+        except (ValueError, RecursionError):
+            return []
+        return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
