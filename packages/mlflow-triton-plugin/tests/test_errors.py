@@ -16,8 +16,8 @@ from packaging.version import Version
 
 from mlflow_triton_plugin.translate import ERROR_CODES
 from triton_repo import errors as repo_errors
-from triton_repo.entry import check_name
 from triton_repo.journal import Journal
+from triton_repo.names import check_name
 from triton_repo.placement import ModelPlace
 from triton_repo.store import open_store
 

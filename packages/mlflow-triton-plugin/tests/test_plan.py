@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_triton_plugin import deploy
 from mlflow_triton_plugin.cli import main
-from triton_repo.entry import check_name
+from triton_repo.names import check_name
 from triton_repo.placement import ModelPlace
 from triton_repo.store import open_store
 

@@ -15,7 +15,8 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_triton_plugin.cli import main
 from triton_repo.change import plan_change
-from triton_repo.entry import RepositoryEntry, Tree, check_name
+from triton_repo.entry import RepositoryEntry, Tree
+from triton_repo.names import check_name
 from triton_repo.placement import ModelPlace
 from triton_repo.record import Source
 from triton_repo.store import LocalStore

@@ -13,9 +13,9 @@ from mlflow.models import Model
 
 from publish_tools import onnx_file as flavor
 from triton_repo.artifact import ModelArtifact
-from triton_repo.entry import check_name
 from triton_repo.errors import ArtifactError
 from triton_repo.flavors import convert
+from triton_repo.names import check_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable

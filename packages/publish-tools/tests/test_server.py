@@ -13,8 +13,8 @@ import pytest
 
 from publish_tools import load_model, publish_model
 from triton_repo.artifact import ModelArtifact
-from triton_repo.entry import check_name
 from triton_repo.flavors import convert
+from triton_repo.names import check_name
 from triton_repo.testing.tracking import TrackingServer
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from mlflow.models import Model
 
 from publish_tools import load_model, log_model, save_model
 from triton_repo.artifact import ModelArtifact
-from triton_repo.entry import check_name
 from triton_repo.errors import ArtifactError, UnsupportedFlavorError
 from triton_repo.flavors import convert
+from triton_repo.names import check_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable

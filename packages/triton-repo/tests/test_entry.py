@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from triton_repo.config import ModelConfig
-from triton_repo.entry import EntryFile, RepositoryEntry, Tree, check_name
+from triton_repo.entry import EntryFile, RepositoryEntry, Tree
 from triton_repo.errors import ArtifactError, InvalidNameError
+from triton_repo.names import check_name
 from triton_repo.scan import scan_tree
 
 # -- names ------------------------------------------------------------------------------------

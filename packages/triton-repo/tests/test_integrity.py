@@ -21,10 +21,11 @@ from hypothesis import strategies as st
 from triton_repo import integrity
 from triton_repo.change import plan_change, plan_return
 from triton_repo.config import ModelConfig
-from triton_repo.entry import RepositoryEntry, check_name
+from triton_repo.entry import RepositoryEntry
 from triton_repo.errors import DeploymentNotFoundError, InvalidNameError, StoreError
 from triton_repo.integrity import Finding, deployed, recorded_bytes, verify, verify_repository
 from triton_repo.model_view import ModelView
+from triton_repo.names import check_name
 from triton_repo.placement import ModelPlace, PlaceState
 from triton_repo.record import Source
 from triton_repo.store import LocalStore

@@ -17,7 +17,6 @@ from onnx import TensorProto, helper, numpy_helper
 from tritonclient.grpc import model_config_pb2
 
 from triton_repo.artifact import ModelArtifact
-from triton_repo.entry import check_name
 from triton_repo.errors import (
     ArtifactError,
     ConfigError,
@@ -28,6 +27,7 @@ from triton_repo.errors import (
 from triton_repo.flavors import choose_flavor, convert
 from triton_repo.flavors.onnx import GENERATED_MAX_BATCH_SIZE, generate_config
 from triton_repo.flavors.onnx_graph import GraphTensor, OnnxGraph
+from triton_repo.names import check_name
 from triton_repo.store import LocalStore
 from triton_repo.tensors import DATATYPES, TensorSpec
 

@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 _KEPT = 64 * 1024  # runs of bytes up to this long are kept while skimming
 
 
+def varint(number: int) -> bytes:
+    return onnx.ModelProto(ir_version=number).SerializeToString()[1:]
+
+
+def varint_tag(number: int, wire_type: int) -> bytes:
+    return varint(number << 3 | wire_type)
+
+
 def external(name: str, location: str) -> onnx.TensorProto:
     """A tensor whose content is in another file."""
     tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=[4])
@@ -255,6 +263,75 @@ def test_external_data_is_found_wherever_it_stands(path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("location", [None, TensorProto.DEFAULT])
+def test_weights_that_came_back_inside_need_no_file(path: Path, location: Any) -> None:
+    """ONNX goes by `data_location`; what is said of the file besides may be left over."""
+    inside, outside = external("a", "gone.bin"), external("b", "there.bin")
+    inside.ClearField("data_location")
+    if location is not None:
+        inside.data_location = location
+    inside.raw_data = b"\0" * 16
+    assert skimmed(path, model_of(initializer=[inside, outside])).external_files == ("there.bin",)
+
+
+def test_the_last_data_location_counts(path: Path) -> None:
+    tensor = external("a", "w.bin").SerializeToString()
+    for last, files in ((0, ()), (1, ("w.bin",))):
+        graph = field(5, tensor + bytes([14 << 3, 1 - last, 14 << 3, last])) + OUTPUT
+        path.write_bytes(field(7, graph))
+        assert read_graph(path).external_files == files
+
+
+def field(number: int, content: bytes) -> bytes:
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+
+OUTPUT = (
+    b"\x62"
+    + bytes([len(value("y", [1]).SerializeToString())])
+    + (value("y", [1]).SerializeToString())
+)
+
+
+def test_groups_are_stepped_over(path: Path) -> None:
+    """No field of ONNX is one, but protobuf reads what it does not know."""
+    inner = bytes([2 << 3 | 3, 1 << 3, 7, 2 << 3 | 4])
+    group = varint(100 << 3 | 3) + inner + field(3, b"x") + varint(100 << 3 | 4)
+    path.write_bytes(group + field(7, group + OUTPUT) + group)
+    assert [tensor.name for tensor in read_graph(path).outputs] == ["y"]
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        varint_tag(100, 3),
+        varint_tag(100, 3) + varint_tag(101, 4),
+        varint_tag(100, 4),
+        varint_tag(100, 3) * 5000 + varint_tag(100, 4) * 5000,
+    ],
+)
+def test_groups_that_do_not_end_are_refused(path: Path, group: bytes) -> None:
+    path.write_bytes(field(7, OUTPUT) + group)
+    with pytest.raises(ArtifactError, match="is not an ONNX model"):
+        read_graph(path)
+
+
+def test_an_input_that_takes_a_megabyte_is_refused(path: Path) -> None:
+    """In memory it would be forty times as much."""
+    shape = field(2, b"\x0a\x00" * 1_000_000)
+    tensor = field(1, b"z") + field(2, field(1, b"\x08\x01" + shape))
+    path.write_bytes(field(7, field(12, tensor)))
+    with pytest.raises(ArtifactError, match=r"has 20000\d\d bytes"):
+        read_graph(path)
+
+
+def test_a_file_larger_than_protobuf_writes_is_refused(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(2**31 + 1)  # a hole: no disk is filled
+    with pytest.raises(ArtifactError, match="2 GB"):
+        read_graph(path)
+
+
 def test_initializers_are_no_inputs(path: Path) -> None:
     """Older exporters list every weight as an input too; sparse ones as well."""
     sparse = onnx.SparseTensorProto(values=TensorProto(name="s", data_type=1, dims=[1]), dims=[4])
@@ -351,10 +428,6 @@ graph = read_graph(Path(sys.argv[2]))
 assert [tensor.name for tensor in graph.inputs + graph.outputs] == ["x", "y"]
 print(peak_kb() - before)
 """
-
-
-def varint(number: int) -> bytes:
-    return onnx.ModelProto(ir_version=number).SerializeToString()[1:]
 
 
 def test_memory_does_not_grow_with_the_weights(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ for path in root.rglob("*.py"):
         importlib.import_module(module)
 """
 _DEPLOYMENTS = """
-from triton_repo.entry import check_name
+from triton_repo.names import check_name
 from triton_repo.placement import ModelPlace
 from triton_repo.store import open_store
 ModelPlace(open_store("."), check_name("resnet")).state()

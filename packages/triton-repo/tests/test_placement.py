@@ -15,8 +15,9 @@ import pytest
 
 from triton_repo.change import plan_change, plan_return
 from triton_repo.config import ModelConfig
-from triton_repo.entry import RepositoryEntry, check_name
+from triton_repo.entry import RepositoryEntry
 from triton_repo.errors import ConfigError, LockedError, ObjectNotFoundError, StoreError
+from triton_repo.names import check_name
 from triton_repo.placement import ModelPlace, PlaceState, StagedChange
 from triton_repo.record import DeploymentRecord, NewerRecordError, Source
 from triton_repo.scan import scan_tree

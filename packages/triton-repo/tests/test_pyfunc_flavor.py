@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from triton_repo.artifact import ModelArtifact
-from triton_repo.entry import RepositoryEntry, check_name
 from triton_repo.errors import ArtifactError, ConfigError
 from triton_repo.flavors import choose_flavor, convert
+from triton_repo.names import check_name
 from triton_repo.tensors import TensorSpec
 
 if TYPE_CHECKING:
     from triton_repo.config import ModelConfig
+    from triton_repo.entry import RepositoryEntry
 
 
 def column(name: str | None, kind: str | dict[str, Any], **more: Any) -> dict[str, Any]:

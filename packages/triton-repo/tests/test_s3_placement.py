@@ -10,7 +10,8 @@ import pytest
 
 from triton_repo.change import plan_change
 from triton_repo.config import ModelConfig
-from triton_repo.entry import RepositoryEntry, check_name
+from triton_repo.entry import RepositoryEntry
+from triton_repo.names import check_name
 from triton_repo.placement import ModelPlace, PlaceState
 from triton_repo.record import Source
 from triton_repo.store import open_store

@@ -8,12 +8,14 @@ import pytest
 import yaml
 
 from triton_repo.artifact import ModelArtifact
-from triton_repo.entry import RepositoryEntry, check_name
 from triton_repo.errors import ArtifactError, ConfigError, MissingModelFileError
 from triton_repo.flavors import convert
+from triton_repo.names import check_name
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from triton_repo.entry import RepositoryEntry
 
 
 def logged(root: Path, files: dict[str, str], **settings: Any) -> ModelArtifact:

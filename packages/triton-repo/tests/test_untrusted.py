@@ -19,9 +19,9 @@ from onnx import TensorProto, helper
 
 from triton_repo.artifact import ModelArtifact
 from triton_repo.config import ModelConfig
-from triton_repo.entry import check_name
 from triton_repo.errors import ArtifactError, ConfigError, InvalidNameError, TritonRepoError
 from triton_repo.flavors import choose_flavor, convert
+from triton_repo.names import check_file_name, check_name
 from triton_repo.scan import Limits, Tally, scan_tree
 from triton_repo.tensors import TensorSpec
 from triton_repo.text import one_line, printable
@@ -83,6 +83,10 @@ def test_letters_of_any_script_may_name_a_file(tmp_path: Path) -> None:
         "a\u00a0b",
         "½",
         "No\u0308l",
+        "ノート",
+        "\U0001f468\u200d\U0001f469\u200d\U0001f467",
+        "\u2764\ufe0f\u200d\U0001f525",
+        "\U0001f469\U0001f3fd\u200d\U0001f680",
     ]
     for name in names:
         (model(tmp_path / name) / "model" / name).write_text("")
@@ -99,6 +103,13 @@ def test_letters_of_any_script_may_name_a_file(tmp_path: Path) -> None:
         "\u200dab",
         "a\u200d/",
         "a\u3000",
+        " ",
+        "\u3164",
+        "\u2800",
+        "\ua4f8\ua4f8",
+        "a\u27cbb",
+        "a\u2f03b",
+        "\u2764\u200da",
     ],
 )
 def test_a_name_that_looks_like_a_directory_is_refused(tmp_path: Path, name: str) -> None:
@@ -107,6 +118,12 @@ def test_a_name_that_looks_like_a_directory_is_refused(tmp_path: Path, name: str
     place.mkdir() if name.endswith("/") else place.write_text("")
     with pytest.raises(ArtifactError, match="rename it"):
         converted(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", ".. ", ". .", "..\ufe0f", "..\u034f", ".\u0323", ".\u200d."])
+def test_a_name_with_dots_in_disguise_is_refused(name: str) -> None:
+    with pytest.raises(ArtifactError, match="rename it"):
+        check_file_name(name)
 
 
 @pytest.mark.parametrize("character", LOOK_ALIKES + NOT_PRINTABLE + ["/", "é", "\uff11"], ids=ascii)

@@ -30,8 +30,8 @@ from mlflow_triton_plugin.errors import (
 from mlflow_triton_plugin.planning import Planner, serves
 from mlflow_triton_plugin.preview import preview
 from mlflow_triton_plugin.progress import copying
-from triton_repo.entry import check_name
 from triton_repo.errors import LockedError, StoreError, StoreUnavailableError, TritonRepoError
+from triton_repo.names import check_name
 from triton_repo.placement import ModelPlace, PlaceState
 from triton_repo.record import RECORD_FILENAME
 from triton_repo.store import LocalStore

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from triton_repo.entry import check_name
 from triton_repo.errors import (
     DeploymentNotFoundError,
     InvalidNameError,
@@ -13,6 +12,7 @@ from triton_repo.errors import (
     TritonRepoError,
 )
 from triton_repo.model_view import ModelView, PlaceState
+from triton_repo.names import check_name
 from triton_repo.record import tree_digest
 
 if TYPE_CHECKING:

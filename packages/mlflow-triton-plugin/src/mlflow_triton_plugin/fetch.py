@@ -29,10 +29,11 @@ from mlflow.utils.uri import is_local_uri
 from mlflow_triton_plugin.errors import DownloadError, SettingsError
 from triton_repo.artifact import MLMODEL_FILENAME, ModelArtifact
 from triton_repo.config import CONFIG_FILENAME
-from triton_repo.entry import RemoteFile, check_file_name
+from triton_repo.entry import RemoteFile
 from triton_repo.errors import ArtifactError, MissingModelFileError, TritonRepoError
 from triton_repo.flavors import choose_flavor
 from triton_repo.masking import has_secret, without_secrets
+from triton_repo.names import check_file_name
 from triton_repo.record import Source
 from triton_repo.scan import Limits, Tally, scan_tree
 from triton_repo.text import one_line

@@ -13,8 +13,8 @@ from mlflow_triton_plugin.errors import (
 )
 from mlflow_triton_plugin.predict import InvalidInputError, json_values, params_text, to_tensors
 from mlflow_triton_plugin.response import Prediction
-from triton_repo.entry import check_name
 from triton_repo.errors import InvalidNameError
+from triton_repo.names import check_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

@@ -12,8 +12,8 @@ from mlflow.deployments import get_deploy_client
 from mlflow.exceptions import MlflowException
 
 from triton_repo.config import CONFIG_FILENAME
-from triton_repo.entry import check_name
 from triton_repo.model_view import ModelView, PlaceState
+from triton_repo.names import check_name
 from triton_repo.record import RECORD_FILENAME
 from triton_repo.store import open_store
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from mlflow.exceptions import MlflowException
 
-from triton_repo.entry import check_name
+from triton_repo.names import check_name
 from triton_repo.placement import ModelPlace
 from triton_repo.store import open_store
 

@@ -23,8 +23,8 @@ from publish_tools.publish import (
     iter_repository,
     publish_model,
 )
-from triton_repo.entry import check_name
 from triton_repo.errors import InvalidNameError, TritonRepoError
+from triton_repo.names import check_name
 from triton_repo.text import human_size, one_line
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from publish_tools.examples import INPUT_EXAMPLE, Examples, read_examples
 from publish_tools.signature import Tensors, config_tensors, graph_tensors
 from triton_repo.artifact import OUTPUT_EXAMPLE
 from triton_repo.config import CONFIG_FILENAME, ModelConfig
-from triton_repo.entry import EntryFile, Tree, check_name
+from triton_repo.entry import EntryFile, Tree
 from triton_repo.errors import (
     ArtifactError,
     ConfigError,
@@ -22,6 +22,7 @@ from triton_repo.errors import (
 from triton_repo.flavors.onnx import generate_config
 from triton_repo.flavors.onnx_graph import read_graph
 from triton_repo.layout import ModelDirectory
+from triton_repo.names import check_name
 from triton_repo.scan import check_member
 
 if TYPE_CHECKING:

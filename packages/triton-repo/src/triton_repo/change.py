@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from triton_repo.config import NO_CONFIG, ModelConfig
-from triton_repo.entry import RepositoryEntry, Tree, check_name
+from triton_repo.entry import RepositoryEntry, Tree
 from triton_repo.errors import ArtifactError, ConfigError
+from triton_repo.names import check_name
 from triton_repo.store._copy import digest_file
 
 if TYPE_CHECKING:

@@ -2,95 +2,25 @@
 
 from __future__ import annotations
 
-import re
 import threading
-import unicodedata
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NewType
+from typing import TYPE_CHECKING
 
-from triton_repo.errors import ArtifactError, InvalidNameError
+from triton_repo.errors import ArtifactError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path, PurePosixPath
 
     from triton_repo.config import ModelConfig
+    from triton_repo.names import ModelName
 
 __all__ = [
     "EntryFile",
-    "ModelName",
     "RemoteFile",
     "RepositoryEntry",
     "Tree",
-    "check_file_name",
-    "check_name",
 ]
-
-ModelName = NewType("ModelName", str)
-"""A string that `check_name` let through: one directory at the root of a model repository."""
-
-# ASCII only, so that no look-alike of a separator passes; no leading dot or dash, so that the
-# name is neither hidden nor taken for an option; "%" would be decoded by HTTP clients.
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=@~-]{0,199}")
-
-
-def check_name(name: str) -> ModelName:
-    """Let a deployment's name through, or say what is wrong with it.
-
-    Raises:
-        InvalidNameError: the name could leave its directory, or Triton or HTTP would misread it.
-    """
-    if isinstance(name, str) and _NAME.fullmatch(name):
-        return ModelName(name)
-    raise InvalidNameError(
-        f"{name!r} cannot name a deployment: use 1 to 200 letters, digits and _ . + = @ ~ -, "
-        "beginning with a letter, a digit or _",
-        name=str(name),
-    )
-
-
-#: What a person, or a program that normalizes, reads as a separator.
-_SEPARATORS = frozenset("/\\\u2044\u2215\u2216\u29f5\u29f8\u29f9\ufe68\uff0f\uff3c\u2571\u2572")
-#: The same of one dot or two; in the midst of a name they do no harm.
-_DOTS = str.maketrans(
-    {
-        **dict.fromkeys("\u2024\u3002\ufe52\uff0e\uff61\u00b7\u0701\u0702", "."),
-        "\u2025": "..",
-    }
-)
-#: Joiners, which some scripts cannot be written without.
-_JOINERS = "\u200c\u200d"
-
-
-def check_file_name(name: str) -> None:
-    """Let the name of one file or directory of a model through, or say what is wrong with it.
-
-    Raises:
-        ArtifactError: it holds a character that is not printable (a control character, a mark that
-            turns the direction of text, a byte that is not UTF-8), or that looks like a separator,
-            or all of it looks like `.` or `..`.
-    """
-    for place, character in enumerate(name):
-        normal = unicodedata.normalize("NFKC", character)
-        if character in _SEPARATORS or not _SEPARATORS.isdisjoint(normal.replace("\u2044", "")):
-            raise _misleading(name, f"{character!a} in a name looks like a separator")
-        if not (character.isprintable() or _belongs(name, place)):
-            raise _misleading(name, f"{character!a} in a name is not printable")
-    if name.translate(_DOTS) in (".", ".."):
-        raise _misleading(name, "this is another directory, or looks like one")
-
-
-def _belongs(name: str, place: int) -> bool:
-    """Whether this is a joiner between letters or a space inside the name, of whatever width."""
-    if not 0 < place < len(name) - 1:
-        return False
-    if name[place] in _JOINERS:
-        return all(unicodedata.category(name[at])[0] in "LM" for at in (place - 1, place + 1))
-    return unicodedata.category(name[place]) == "Zs"
-
-
-def _misleading(name: str, why: str) -> ArtifactError:
-    return ArtifactError(f"the model has a file {name!a}, and {why}; rename it")
 
 
 class RemoteFile:

@@ -19,7 +19,6 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
 from triton_repo.config import CONFIG_FILENAME, NO_CONFIG, ModelConfig
-from triton_repo.entry import check_name
 from triton_repo.errors import (
     ConfigError,
     DeploymentNotFoundError,
@@ -30,6 +29,7 @@ from triton_repo.errors import (
 from triton_repo.journal import OUR_DIRECTORY
 from triton_repo.layout import is_bytecode, is_shared_path
 from triton_repo.model_view import ASIDE, JOURNAL, ModelView, PlaceState
+from triton_repo.names import check_name
 from triton_repo.record import RECORD_FILENAME, DeploymentRecord, FileDigest, RecordError
 
 if TYPE_CHECKING:

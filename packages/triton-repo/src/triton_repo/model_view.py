@@ -26,7 +26,7 @@ from triton_repo.stock import Stock
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from triton_repo.entry import ModelName
+    from triton_repo.names import ModelName
     from triton_repo.store import Store
 
 __all__ = ["ASIDE", "JOURNAL", "ModelView", "PlaceState"]

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from triton_repo.entry import EntryFile, Tree, check_file_name
+from triton_repo.entry import EntryFile, Tree
 from triton_repo.errors import ArtifactError
+from triton_repo.names import check_file_name
 from triton_repo.text import human_size
 
 if TYPE_CHECKING:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from triton_repo.entry import check_file_name
 from triton_repo.errors import UnsupportedFlavorError
 from triton_repo.flavors import onnx, pyfunc, triton
+from triton_repo.names import check_file_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from triton_repo.artifact import ModelArtifact
-    from triton_repo.entry import ModelName, RepositoryEntry
+    from triton_repo.entry import RepositoryEntry
+    from triton_repo.names import ModelName
 
 __all__ = ["SUPPORTED_FLAVORS", "choose_flavor", "convert"]
 

@@ -18,7 +18,7 @@ from triton_repo.scan import check_member, scan_tree
 
 if TYPE_CHECKING:
     from triton_repo.artifact import ModelArtifact
-    from triton_repo.entry import ModelName
+    from triton_repo.names import ModelName
     from triton_repo.tensors import TensorSpec
 
 __all__ = ["GENERATED_MAX_BATCH_SIZE", "convert", "generate_config"]

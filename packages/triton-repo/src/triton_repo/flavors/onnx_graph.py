@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OnnxGraph", "read_graph"]
 
-_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+_VARINT, _FIXED64, _LENGTH, _GROUP, _GROUP_END, _FIXED32 = range(6)
 _LAST_BYTE = 0x80
 
 #: Numbers that follow one another, such as the attributes of a forest of trees: 32 bits, varints,
@@ -57,8 +57,14 @@ _PLACES = (
     "model.graph.sparse_initializer",
     "model.graph.sparse_initializer.values",
 )
-#: Fields of a StringStringEntryProto.
+#: Fields of a StringStringEntryProto, and of a TensorProto.
 _KEY, _VALUE = 1, 2
+_DATA_LOCATION, _EXTERNAL = 14, 1
+#: protobuf writes no larger message.
+_MAX_FILE_BYTES = 2**31
+#: A thousand times what real inputs take; protobuf's objects are forty times as large.
+_MAX_VALUE_BYTES = 100_000
+_DEEPEST_GROUP = 100
 #: A hundred times what the largest graphs have; they take seconds.
 _MAX_FIELDS = 5_000_000
 #: Of names, shapes and places of weights.
@@ -127,7 +133,7 @@ def read_graph(path: Path) -> OnnxGraph:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             skim = _Skim(data)
-            skim.message(0, len(data), onnx.ModelProto.DESCRIPTOR, "model")
+            skim.model(onnx.ModelProto.DESCRIPTOR)
         return _outside(skim, path, onnx.ValueInfoProto)
     except OSError as exc:
         raise ArtifactError(f"cannot read {path}: {exc.strerror}") from exc
@@ -140,11 +146,10 @@ def read_graph(path: Path) -> OnnxGraph:
 
 
 def _outside(skim: _Skim, path: Path, kind: type[onnx.ValueInfoProto]) -> OnnxGraph:
-    inputs, outputs = (
-        [kind.FromString(value) for value in skim.values[side]] for side in ("input", "output")
-    )
-    if not outputs:
+    if not skim.values["output"]:
         raise ArtifactError(f"{path} is not an ONNX model: its graph has no outputs")
+    # one after the other: each is much larger than its bytes
+    inputs, outputs = (map(kind.FromString, skim.values[side]) for side in ("input", "output"))
     return OnnxGraph(
         inputs=tuple(
             _tensor(value, path) for value in inputs if _text(value.name) not in skim.initialized
@@ -206,6 +211,12 @@ class _Skim:
     _fields_seen: int = 0
     _kept_bytes: int = 0
 
+    def model(self, descriptor: Any) -> None:
+        """Gather what is of interest in the file; see `message`."""
+        if len(self.data) > _MAX_FILE_BYTES:
+            raise ValueError("it is larger than protobuf's 2 GB; keep the weights beside it")
+        self.message(0, len(self.data), descriptor, "model")
+
     def message(self, start: int, end: int, descriptor: Any, place: str) -> None:
         """Gather what is of interest in one message.
 
@@ -219,22 +230,43 @@ class _Skim:
             ValueError: it is none, or the file was made to take an age.
         """
         wanted = _wanted(descriptor)
+        external: list[tuple[int, int]] = []
         for number, value_start, value_end in self._fields(start, end):
             found = wanted.get(number)
             if found is None:
                 continue
             if found.name == "external_data":
-                self._add_external(value_start, value_end)
+                external.append((value_start, value_end))
             elif found.message_type is None:  # a tensor's name
                 if place.endswith(("initializer", "values")):
                     self.initialized.add(self._keep(value_start, value_end).decode())
-            elif found.name in self.values:
-                if place == "model.graph":
-                    self.values[found.name].append(self._keep(value_start, value_end))
-            elif value_start < value_end:
-                below = f"{place}.{found.name}"
-                below = below if below in _PLACES else ""
-                self.message(value_start, value_end, found.message_type, below)
+            else:
+                self._below(found, value_start, value_end, place)
+        # what was external once may be inside again: ONNX goes by the location alone
+        if external and self._last_number(start, end, _DATA_LOCATION) == _EXTERNAL:
+            for each in external:
+                self._add_external(*each)
+
+    def _below(self, found: Any, start: int, end: int, place: str) -> None:
+        """Gather what is of interest in one field of the message at `place`."""
+        if found.name in self.values:
+            if place == "model.graph":
+                self.values[found.name].append(self._keep(start, end))
+        elif start < end:
+            below = f"{place}.{found.name}"
+            self.message(start, end, found.message_type, below if below in _PLACES else "")
+
+    def _last_number(self, start: int, end: int, wanted: int) -> int:
+        """The number in a message's field, as the last of several says; 0 without one."""
+        at, found = start, 0
+        while at < end:
+            self._count()
+            tag, at = _varint(self.data, at)
+            if tag == wanted << 3 | _VARINT:
+                found, at = _varint(self.data, at)
+            else:
+                at = self._after(tag, at)
+        return found
 
     def _add_external(self, start: int, end: int) -> None:
         entry = {number: self._keep(*place) for number, *place in self._fields(start, end)}
@@ -243,6 +275,8 @@ class _Skim:
 
     def _keep(self, start: int, end: int) -> bytes:
         """These bytes, which stay in memory."""
+        if end - start > _MAX_VALUE_BYTES:
+            raise ValueError(f"an input, an output or a name in it has {end - start} bytes")
         self._kept_bytes += end - start + _OVERHEAD_BYTES
         if self._kept_bytes > _MAX_KEPT_BYTES:
             raise ValueError("it has more names than any model")
@@ -252,9 +286,7 @@ class _Skim:
         """Number, start and end of every field of a message that is no number."""
         data, at = self.data, start
         while at < end:
-            self._fields_seen += 1
-            if self._fields_seen > _MAX_FIELDS:
-                raise ValueError(f"it has more than {_MAX_FIELDS} nodes, attributes and tensors")
+            self._count()
             numbers = _NUMBERS.match(data, at, end)
             if numbers is not None:
                 at = numbers.end()
@@ -265,9 +297,35 @@ class _Skim:
                 yield tag >> 3, at, min(at + size, end)
                 at += size
             else:
-                at = _after_scalar(data, at, tag & 7)
+                at = self._after(tag, at)
             if at > end:
                 raise ValueError("it ends too early")
+
+    def _count(self) -> None:
+        self._fields_seen += 1
+        if self._fields_seen > _MAX_FIELDS:
+            raise ValueError(f"it has more than {_MAX_FIELDS} nodes, attributes and tensors")
+
+    def _after(self, tag: int, at: int, depth: int = 0) -> int:
+        """Where the next field begins, once the tag of this one is read."""
+        wire_type = tag & 7
+        if wire_type == _VARINT:
+            return _varint(self.data, at)[1]
+        if wire_type == _LENGTH:
+            size, at = _varint(self.data, at)
+            return at + size
+        if wire_type in (_FIXED64, _FIXED32):
+            return at + (8 if wire_type == _FIXED64 else 4)
+        if wire_type != _GROUP or depth > _DEEPEST_GROUP:
+            raise ValueError(f"a field in it has wire type {wire_type}")
+        while True:  # a group: fields up to its own end
+            self._count()
+            inner, at = _varint(self.data, at)
+            if inner & 7 == _GROUP_END:
+                if inner >> 3 != tag >> 3:
+                    raise ValueError("a group in it ends as another")
+                return at
+            at = self._after(inner, at, depth + 1)
 
 
 @cache
@@ -288,13 +346,3 @@ def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
         shift += 7
         if shift > 63:  # noqa: PLR2004 - a varint has at most ten bytes of seven bits
             raise ValueError("a number in it is malformed")
-
-
-def _after_scalar(data: mmap.mmap, at: int, wire_type: int) -> int:
-    if wire_type == _VARINT:
-        return _varint(data, at)[1]
-    if wire_type == _FIXED64:
-        return at + 8
-    if wire_type == _FIXED32:
-        return at + 4
-    raise ValueError(f"a field in it has wire type {wire_type}")

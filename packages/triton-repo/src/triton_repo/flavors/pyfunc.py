@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from triton_repo.artifact import ModelArtifact
-    from triton_repo.entry import ModelName
+    from triton_repo.names import ModelName
     from triton_repo.signature import Column
 
 __all__ = ["JSON_INPUTS", "JSON_OUTPUTS", "PARAMS", "convert", "generate_config"]

@@ -11,7 +11,7 @@ from triton_repo.text import brief
 
 if TYPE_CHECKING:
     from triton_repo.artifact import ModelArtifact
-    from triton_repo.entry import ModelName
+    from triton_repo.names import ModelName
 
 __all__ = ["convert", "open_directory"]
 
