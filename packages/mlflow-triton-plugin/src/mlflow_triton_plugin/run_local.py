@@ -8,10 +8,13 @@ import tempfile
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from mlflow.models import get_model_info
+
 from mlflow_triton_plugin.deploy import Deployer
-from mlflow_triton_plugin.local import LocalTriton, StartError
+from mlflow_triton_plugin.local import LocalTriton, StartError, model_packages, requirements_of
 from mlflow_triton_plugin.server import TritonServers
 from mlflow_triton_plugin.settings import Endpoint
+from triton_repo.flavors import SUPPORTED_FLAVORS
 from triton_repo.store import open_store
 
 if TYPE_CHECKING:
@@ -37,7 +40,12 @@ def serve_until_interrupted(
     with (
         _terminating_as_interrupt(),
         tempfile.TemporaryDirectory(prefix="mlflow-triton-local-") as repository,
-        LocalTriton(repository, grpc_port=options.grpc_port, http_port=options.http_port) as triton,
+        LocalTriton(
+            repository,
+            grpc_port=options.grpc_port,
+            http_port=options.http_port,
+            packages=_packages(model_uri, flavor),
+        ) as triton,
     ):
         endpoint = Endpoint.parse(triton.grpc_url, setting="the local server's address")
         servers = TritonServers.open([endpoint], timeout_s=options.load_timeout_s)
@@ -54,6 +62,13 @@ def serve_until_interrupted(
             return
         tail = "; ".join(triton.log_tail(3))
         raise StartError(f"tritonserver ended by itself with exit status {exit_code}: {tail}")
+
+
+def _packages(model_uri: str, flavor: str | None) -> list[str]:
+    """What the server's Python needs for this model: nothing but for a `python_function`."""
+    flavors = get_model_info(model_uri).flavors
+    chosen = flavor or next((each for each in SUPPORTED_FLAVORS if each in flavors), "")
+    return model_packages(requirements_of(model_uri)) if chosen == "python_function" else []
 
 
 @contextmanager

@@ -6,7 +6,7 @@ with LocalTriton("models") as triton:
 ```
 """
 
-from mlflow_triton_plugin.local._packages import model_packages, read_requirements
+from mlflow_triton_plugin.local._packages import model_packages, read_requirements, requirements_of
 from mlflow_triton_plugin.local.errors import (
     LocalTritonError,
     ProvisioningError,
@@ -23,4 +23,5 @@ __all__ = [
     "UnsupportedPlatformError",
     "model_packages",
     "read_requirements",
+    "requirements_of",
 ]

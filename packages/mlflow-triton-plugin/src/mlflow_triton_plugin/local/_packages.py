@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from mlflow_triton_plugin.local.errors import ProvisioningError
+from triton_repo.text import as_line, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
-__all__ = ["model_packages", "read_requirements"]
+__all__ = ["model_packages", "read_requirements", "requirements_of"]
 
 #: MLflow without its servers and its user interface is a tenth of it, and loads every model; what
 #: `mlflow.pyfunc` imports is not among what it requires.
@@ -40,6 +41,23 @@ def read_requirements(path: Path) -> list[str]:
                 path=path,
             )
     return [text for text in found if not text.startswith("#")]
+
+
+def requirements_of(model_uri: str) -> list[str]:
+    """The same of a model in MLflow.
+
+    Raises:
+        ProvisioningError: there is no such model, or it has none.
+    """
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415 - takes two seconds
+    from mlflow.pyfunc import get_model_dependencies  # noqa: PLC0415 - as above
+
+    try:
+        return read_requirements(Path(get_model_dependencies(model_uri)))
+    except MlflowException as error:
+        raise ProvisioningError(
+            f"the requirements of {as_line(model_uri)} cannot be read: {one_line(error)}"
+        ) from error
 
 
 def model_packages(requirements: Iterable[str]) -> list[str]:

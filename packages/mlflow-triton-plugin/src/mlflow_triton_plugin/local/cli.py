@@ -13,12 +13,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from mlflow_triton_plugin.local._packages import model_packages, read_requirements
-from mlflow_triton_plugin.local.errors import LocalTritonError, ProvisioningError
+from mlflow_triton_plugin.local._packages import (
+    model_packages,
+    read_requirements,
+    requirements_of,
+)
+from mlflow_triton_plugin.local.errors import LocalTritonError
 from mlflow_triton_plugin.local.server import SYSTEM_TRITONSERVER, LocalTriton
 from triton_repo.errors import TritonRepoError
 from triton_repo.store import open_store
-from triton_repo.text import as_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -206,21 +209,8 @@ def _packages(options: argparse.Namespace) -> list[str]:
     if not (options.requirements or options.for_model):
         return []
     lines = [line for path in options.requirements for line in read_requirements(path)]
-    for uri in options.for_model:
-        lines += _requirements_of(uri)
+    lines += [line for uri in options.for_model for line in requirements_of(uri)]
     return model_packages(lines)
-
-
-def _requirements_of(model_uri: str) -> list[str]:
-    from mlflow.exceptions import MlflowException  # noqa: PLC0415 - takes two seconds
-    from mlflow.pyfunc import get_model_dependencies  # noqa: PLC0415
-
-    try:
-        return read_requirements(Path(get_model_dependencies(model_uri)))
-    except MlflowException as error:
-        raise ProvisioningError(
-            f"{model_uri} has no requirements: {as_line(str(error))}"
-        ) from error
 
 
 def _prepare(packages: Sequence[str]) -> int:

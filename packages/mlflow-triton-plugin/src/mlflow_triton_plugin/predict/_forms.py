@@ -201,11 +201,14 @@ def _as_it_was_in_the_file(frame: pd.DataFrame, schema: ModelSchema) -> dict[str
         return None
     by_name: dict[str, pd.Series[Any]] = {c: frame.iloc[:, i] for i, c in enumerate(columns)}
     spelled: dict[str, object] = {c: series.dropna().tolist() for c, series in by_name.items()}
-    if key != "columns":
-        spelled[key] = _content(by_name[key], key, schema)
-    for beside in _PARAMETERS & set(spelled):
+    content = by_name[key] if key != "columns" else None
+    for beside in _PARAMETERS & set(spelled):  # their names are in the index, too
         cells = by_name[beside].dropna()
         spelled[beside] = dict(zip(cells.index.tolist(), cells.tolist(), strict=True))
+        if content is not None:
+            content = content[content.notna() | by_name[beside].isna()]
+    if content is not None:
+        spelled[key] = _content(content, key, schema)
     return spelled if _wrapper(spelled, schema) else None
 
 

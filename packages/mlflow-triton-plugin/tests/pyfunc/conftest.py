@@ -1,0 +1,78 @@
+"""An embedded Triton whose Python has what MLflow's models need."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+import pytest
+from cloudpickle import register_pickle_by_value  # type: ignore[import-untyped]
+from mlflow.deployments import get_deploy_client
+
+from mlflow_triton_plugin.local import LocalTriton, model_packages
+
+from . import custom
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from mlflow_triton_plugin.plugin import TritonDeploymentClient
+
+REQUIREMENTS = [
+    f"mlflow=={mlflow.__version__}",
+    f"scikit-learn=={version('scikit-learn')}",
+    "skops",
+]
+
+# the server has no tests to import them from
+register_pickle_by_value(custom)
+
+#: Deploys a model of `custom` (or any that was logged); its name and its URI.
+Deploy = Callable[..., tuple[str, str]]
+
+
+@pytest.fixture(scope="session")
+def pyfunc_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pyfunc")
+
+
+@pytest.fixture(scope="session")
+def pyfunc_triton(pyfunc_repository: Path) -> Iterator[LocalTriton]:
+    packages = model_packages(REQUIREMENTS)
+    with LocalTriton(pyfunc_repository, packages=packages) as server:
+        yield server
+
+
+@pytest.fixture(scope="session", params=["grpc"])
+def pyfunc_client(
+    pyfunc_triton: LocalTriton, pyfunc_repository: Path, request: pytest.FixtureRequest
+) -> Iterator[TritonDeploymentClient]:
+    urls = {"grpc": pyfunc_triton.grpc_url, "http": pyfunc_triton.http_url}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_URL", urls[request.param])
+        patch.setenv("TRITON_MODEL_REPO", str(pyfunc_repository))
+        made: TritonDeploymentClient = get_deploy_client("triton")
+        yield made
+
+
+@pytest.fixture(scope="session")
+def deploy(pyfunc_client: TritonDeploymentClient) -> Iterator[Deploy]:
+    """Log a `PythonModel` and deploy it; deleted at the end."""
+    names = []
+
+    def log_and_deploy(model: Any, **logged: Any) -> tuple[str, str]:
+        info = mlflow.pyfunc.log_model(
+            name="model", python_model=model, pip_requirements=REQUIREMENTS[:1], **logged
+        )
+        name = f"m{uuid.uuid4().hex[:12]}"
+        names.append(name)
+        pyfunc_client.create_deployment(name, info.model_uri)
+        return name, info.model_uri
+
+    yield log_and_deploy
+    for name in names:
+        pyfunc_client.delete_deployment(name)

@@ -1,0 +1,118 @@
+# ruff: noqa: ARG002 - the arguments are MLflow's
+"""Models of every kind that `mlflow.pyfunc` takes. They go to the server by value."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from mlflow.pyfunc.model import PythonModel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Echo(PythonModel):
+    """Answers what it was given."""
+
+    def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        return model_input
+
+
+class Scaled(PythonModel):
+    """Multiplies by a parameter, and refuses what is negative."""
+
+    def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        if (model_input["x"] < 0).any():
+            raise ValueError(f"x is {model_input['x'].min():g}, and must not be negative")
+        return model_input["x"] * params["factor"] + sum(params["more"])
+
+
+class Batches(PythonModel):
+    """Answers how many rows it was given together."""
+
+    def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        return np.full(len(model_input), len(model_input), dtype=np.int64)
+
+
+class Mean(PythonModel):
+    """Answers one row, whatever it is given."""
+
+    def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        return model_input.mean(axis=0)[None]
+
+
+class Counting(PythonModel):
+    """Says which of its columns it was given values for."""
+
+    def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        given = model_input.notna().sum(axis=1)
+        return given.astype(np.int64)
+
+
+class Shaped(PythonModel):
+    """Answers the same two values in one of the forms that pyfunc allows."""
+
+    def __init__(self, form: str) -> None:
+        self._form = form
+
+    def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        a, b = model_input["a"].to_numpy() * 2, model_input["a"].to_numpy() + 0.5
+        return _FORMS[self._form](a, b)
+
+
+def _sparse(a: Any, b: Any) -> Any:
+    from scipy import sparse  # type: ignore[import-untyped]  # noqa: PLC0415 - where it is asked for
+
+    return sparse.csr_matrix(np.stack([a, b], axis=1))
+
+
+def _dates(a: Any, _: Any) -> Any:
+    return pd.Series(pd.Timestamp("2026-01-02") + pd.to_timedelta(a, unit="D"))
+
+
+_FORMS: dict[str, Callable[[Any, Any], Any]] = {
+    "array": lambda a, _: a,
+    "matrix": lambda a, b: np.stack([a, b], axis=1),
+    "series": lambda a, _: pd.Series(a),
+    "list": lambda a, _: a.tolist(),
+    "frame": lambda a, b: pd.DataFrame({"p": a, "q": b}),
+    "dict": lambda a, b: {"p": a, "q": b},
+    "records": lambda a, b: [{"p": p, "q": q} for p, q in zip(a, b, strict=True)],
+    "strings": lambda a, _: [f"é{value:g}" for value in a],
+    "categories": lambda a, _: pd.Series(np.where(a > 2, "many", "few")).astype("category"),
+    "nullable": lambda a, _: pd.array(a.astype(np.int64), dtype="Int64"),
+    "sparse": _sparse,
+    "dates": _dates,
+}
+
+
+class Upper(PythonModel):
+    """A function with type hints takes and gives lists."""
+
+    def predict(self, model_input: list[str]) -> list[str]:  # type: ignore[override]
+        return [text.upper() for text in model_input]
+
+
+class Lookup(PythonModel):
+    """Objects in, objects out."""
+
+    def predict(  # type: ignore[override]
+        self, model_input: list[dict[str, int]]
+    ) -> list[dict[str, Any]]:
+        return [{"sum": sum(each.values()), "keys": sorted(each)} for each in model_input]
+
+
+class Lossy(PythonModel):
+    """Answers what its signature has not."""
+
+    def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        return model_input["a"].to_numpy() + 0.5
+
+
+class Needy(PythonModel):
+    """Never asked: its requirements are not there."""
+
+    def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        return model_input

@@ -1,0 +1,313 @@
+"""Custom models on a real Triton answer what they answer in process."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature, infer_signature
+from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+
+from . import custom
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mlflow_triton_plugin.plugin import TritonDeploymentClient
+
+    from .conftest import Deploy
+
+FRAME = pd.DataFrame({"a": [1.0, 2.0, 3.5]})
+
+
+def in_process(uri: str, data: Any, params: dict[str, Any] | None = None) -> Any:
+    return mlflow.pyfunc.load_model(uri).predict(data, params=params)
+
+
+def text(array: Any) -> list[str]:
+    return [value.decode() for value in array.reshape(-1)]
+
+
+def test_every_type_of_column_goes_both_ways(
+    deploy: Deploy, pyfunc_client: TritonDeploymentClient
+) -> None:
+    frame = pd.DataFrame(
+        {
+            "boolean": [True, False],
+            "integer": np.array([1, -2], dtype=np.int32),
+            "long": [2**62, -1],
+            "float": np.array([0.1, np.nan], dtype=np.float32),
+            "double": [0.1, -1e300],
+            "string": ["é\0", ""],
+            "binary": [b"\xff\0", b"a"],
+            "datetime": pd.to_datetime(["2026-01-02T03:04:05.678901", "1969-12-31T00:00:00.5"]),
+            "array": [[1.0, 2.0], [3.0, 4.0]],
+            "nested": [[["a", "b"]], [["é", ""]]],
+            "object": [{"k": 1, "s": "x"}, {"k": 2, "s": "é"}],
+        }
+    )
+    name, uri = deploy(custom.Echo(), signature=infer_signature(frame, frame))
+    wanted = in_process(uri, frame)
+    outputs = pyfunc_client.predict(name, frame)["outputs"]
+    assert list(outputs) == list(frame.columns)
+    for column in ("boolean", "integer", "long", "float", "double"):
+        assert outputs[column].dtype == wanted[column].dtype
+        np.testing.assert_array_equal(outputs[column].reshape(-1), wanted[column])
+    assert text(outputs["string"]) == wanted["string"].tolist()
+    assert outputs["binary"].reshape(-1).tolist() == wanted["binary"].tolist()
+    dates = pd.to_datetime(text(outputs["datetime"]), format="ISO8601")
+    assert dates.tolist() == wanted["datetime"].tolist()
+    assert outputs["array"].tolist() == [[1.0, 2.0], [3.0, 4.0]]
+    assert text(outputs["nested"]) == ["a", "b", "é", ""]
+    assert outputs["nested"].shape == (2, 1, 2)
+    assert outputs["object"].reshape(-1).tolist() == wanted["object"].tolist()
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+        *("float16", "float32", "float64"),
+    ],
+)
+def test_every_type_of_tensor_goes_both_ways(
+    deploy: Deploy, pyfunc_client: TritonDeploymentClient, dtype: str
+) -> None:
+    array = np.arange(6).reshape(3, 2).astype(dtype)
+    name, uri = deploy(custom.Echo(), signature=infer_signature(array, array))
+    answered = pyfunc_client.predict(name, array)["outputs"]["predictions"]
+    assert answered.dtype == array.dtype
+    np.testing.assert_array_equal(answered, in_process(uri, array))
+
+
+def test_tensors_with_names_are_a_dict(
+    deploy: Deploy, pyfunc_client: TritonDeploymentClient
+) -> None:
+    given = {"a": np.ones((2, 3), np.float32), "b": np.array([1, 2])}
+    name, uri = deploy(custom.Echo(), signature=infer_signature(given, given))
+    outputs = pyfunc_client.predict(name, given)["outputs"]
+    wanted = in_process(uri, given)
+    np.testing.assert_array_equal(outputs["a"], wanted["a"])
+    np.testing.assert_array_equal(outputs["b"].reshape(-1), wanted["b"])
+
+
+def test_a_tensor_of_fixed_shape_is_not_batched(
+    deploy: Deploy, pyfunc_client: TritonDeploymentClient
+) -> None:
+    tensors = Schema([TensorSpec(np.dtype(np.float32), (2, 3))])
+    name, uri = deploy(custom.Echo(), signature=ModelSignature(tensors, tensors))
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    answered = pyfunc_client.predict(name, array)["outputs"]["predictions"]
+    np.testing.assert_array_equal(answered, in_process(uri, array))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        *("array", "matrix", "series", "list", "frame", "dict", "strings", "categories", "dates"),
+        *("records", "nullable", "sparse"),
+    ],
+)
+def test_predictions_of_every_form_are_answered(
+    deploy: Deploy, pyfunc_client: TritonDeploymentClient, form: str
+) -> None:
+    model = custom.Shaped(form)
+    local = model.predict(None, FRAME)
+    named = {"p": [1.0], "q": [1.0]}
+    known = {"sparse": np.ones((1, 2)), "records": pd.DataFrame(named), "nullable": np.array([1])}
+    signature = infer_signature(FRAME, known.get(form, local))
+    name, _uri = deploy(model, signature=signature)
+    outputs = pyfunc_client.predict(name, FRAME)["outputs"]
+    if form in ("frame", "dict", "records"):
+        wanted = pd.DataFrame(local)
+        assert list(outputs) == ["p", "q"]
+        for column in wanted:
+            np.testing.assert_array_equal(outputs[column].reshape(-1), wanted[column])
+        return
+    (answered,) = outputs.values()
+    if form in ("strings", "categories"):
+        assert text(answered) == list(local)
+    elif form == "dates":
+        assert pd.to_datetime(text(answered), format="ISO8601").tolist() == local.tolist()
+    else:
+        dense = local.toarray() if form == "sparse" else np.asarray(local)
+        np.testing.assert_array_equal(answered.reshape(dense.shape), dense.astype(answered.dtype))
+
+
+def test_without_an_output_signature_rows_are_objects(
+    deploy: Deploy, pyfunc_client: TritonDeploymentClient
+) -> None:
+    schema = Schema([ColSpec(DataType.double, "a")])
+    name, _uri = deploy(custom.Shaped("records"), signature=ModelSignature(schema))
+    answered = pyfunc_client.predict(name, FRAME)
+    assert answered["outputs"]["predictions"].reshape(-1).tolist() == [
+        {"p": 2.0, "q": 1.5},
+        {"p": 4.0, "q": 2.5},
+        {"p": 7.0, "q": 4.0},
+    ]
+    assert json.loads(answered.to_json())["outputs"]["predictions"][0] == [{"p": 2.0, "q": 1.5}]
+
+
+def test_lists_of_strings(deploy: Deploy, pyfunc_client: TritonDeploymentClient) -> None:
+    name, uri = deploy(custom.Upper())
+    given = ["a", "bü", ""]
+    answered = pyfunc_client.predict(name, given)["outputs"]["predictions"]
+    assert text(answered) == in_process(uri, given)
+
+
+def test_lists_of_objects(deploy: Deploy, pyfunc_client: TritonDeploymentClient) -> None:
+    name, uri = deploy(custom.Lookup())
+    given = [{"a": 1}, {"a": 2, "b": 3}]
+    answered = pyfunc_client.predict(name, given)["outputs"]["predictions"]
+    assert answered.reshape(-1).tolist() == in_process(uri, given)
+
+
+def test_columns_that_may_be_left_out(
+    deploy: Deploy, pyfunc_client: TritonDeploymentClient
+) -> None:
+    schema = Schema([ColSpec("double", "a"), ColSpec("double", "b", required=False)])
+    outputs = Schema([TensorSpec(np.dtype(np.int64), (-1,))])
+    name, uri = deploy(custom.Counting(), signature=ModelSignature(schema, outputs))
+    for given in (FRAME, FRAME.assign(b=[1.0, np.nan, 2.0])):
+        answered = pyfunc_client.predict(name, given)["outputs"]["predictions"]
+        np.testing.assert_array_equal(answered.reshape(-1), in_process(uri, given))
+
+
+@pytest.fixture(scope="module")
+def scaled(deploy: Deploy) -> tuple[str, str]:
+    frame = pd.DataFrame({"x": [1.0]})
+    params = {"factor": 2.0, "more": [0.5, 0.25]}
+    return deploy(custom.Scaled(), signature=infer_signature(frame, frame["x"], params=params))
+
+
+@pytest.mark.parametrize(
+    "params", [{}, {"factor": 3.0}, {"factor": 3, "more": [1.0]}, {"more": np.array([2.0])}]
+)
+def test_they_reach_the_model(
+    scaled: tuple[str, str],
+    pyfunc_client: TritonDeploymentClient,
+    params: dict[str, Any],
+) -> None:
+    name, uri = scaled
+    frame = pd.DataFrame({"x": [1.0, 2.0]})
+    answered = pyfunc_client.predict(name, {"inputs": frame, "params": params})
+    wanted = in_process(uri, frame, params)
+    np.testing.assert_array_equal(answered["outputs"]["x"].reshape(-1), wanted)
+
+
+def test_as_the_command_line_reads_them(
+    scaled: tuple[str, str], pyfunc_client: TritonDeploymentClient, tmp_path: Path
+) -> None:
+    path = tmp_path / "input.json"
+    path.write_text('{"inputs": {"x": [1.0, 2.0]}, "params": {"factor": 10.0, "more": []}}')
+    answered = pyfunc_client.predict(scaled[0], pd.read_json(path))
+    assert answered["outputs"]["x"].reshape(-1).tolist() == [10.0, 20.0]
+
+
+def test_unknown_ones_are_refused(
+    scaled: tuple[str, str], pyfunc_client: TritonDeploymentClient
+) -> None:
+    with pytest.raises(MlflowException, match='no parameter "facto"') as raised:
+        pyfunc_client.predict(scaled[0], {"inputs": {"x": [1.0]}, "params": {"facto": 1}})
+    assert raised.value.error_code == "INVALID_PARAMETER_VALUE"
+
+
+def test_an_error_of_the_model_comes_back_with_its_message(
+    scaled: tuple[str, str], pyfunc_client: TritonDeploymentClient
+) -> None:
+    with pytest.raises(MlflowException, match="x is -4, and must not be negative") as raised:
+        pyfunc_client.predict(scaled[0], {"x": [1.0, -4.0]})
+    assert raised.value.error_code == "BAD_REQUEST"
+
+
+def test_one_bad_request_spoils_no_other(
+    scaled: tuple[str, str], pyfunc_client: TritonDeploymentClient
+) -> None:
+    def ask(value: float) -> object:
+        try:
+            return pyfunc_client.predict(scaled[0], {"x": [value]})["outputs"]["x"].item()
+        except MlflowException as exc:
+            return "must not be negative" in str(exc)
+
+    values = [float(number % 7 - 1) for number in range(200)]
+    with ThreadPoolExecutor(16) as pool:
+        answered = list(pool.map(ask, values))
+    assert answered == [True if value < 0 else value * 2 + 0.75 for value in values]
+
+
+def test_requests_are_answered_together(
+    deploy: Deploy, pyfunc_client: TritonDeploymentClient
+) -> None:
+    signature = infer_signature(FRAME, np.array([1]))
+    name, _uri = deploy(custom.Batches(), signature=signature)
+    pyfunc_client.predict(name, FRAME)
+    with ThreadPoolExecutor(16) as pool:
+        found = list(
+            pool.map(
+                lambda _: pyfunc_client.predict(name, FRAME)["outputs"]["predictions"], range(300)
+            )
+        )
+    assert all(array.shape == (3, 1) for array in found)
+    assert max(int(array.max()) for array in found) > len(FRAME)
+
+
+def test_a_model_whose_rows_are_not_kept_is_asked_for_each_request(
+    deploy: Deploy, pyfunc_client: TritonDeploymentClient
+) -> None:
+    tensors = Schema([TensorSpec(np.dtype(np.float64), (-1, 2))])
+    name, _uri = deploy(custom.Mean(), signature=ModelSignature(tensors, tensors))
+
+    def ask(number: int) -> list[Any]:
+        given = np.full((2 + number % 3, 2), float(number))
+        answered = pyfunc_client.predict(name, given)["outputs"]["predictions"]
+        found: list[Any] = answered.tolist()
+        return found
+
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(ask, range(100))) == [[[float(n)] * 2] for n in range(100)]
+
+
+def test_an_answer_that_the_signature_has_no_place_for_is_refused(
+    deploy: Deploy, pyfunc_client: TritonDeploymentClient
+) -> None:
+    name, _uri = deploy(custom.Lossy(), signature=infer_signature(FRAME, np.array([1])))
+    with pytest.raises(MlflowException, match="is float64, and its signature has int64"):
+        pyfunc_client.predict(name, FRAME)
+
+
+def test_what_the_server_lacks_is_listed_and_nothing_changes(
+    pyfunc_client: TritonDeploymentClient, pyfunc_repository: Path
+) -> None:
+    info = mlflow.pyfunc.log_model(
+        name="model",
+        python_model=custom.Needy(),
+        signature=infer_signature(FRAME, FRAME),
+        pip_requirements=[
+            "mlflow",
+            "numpy",
+            "no-such-package==1.2",
+            "nor-this; python_version>'3'",
+        ],
+    )
+    with pytest.raises(
+        MlflowException, match=r"lacks .*: no-such-package==1\.2, nor-this"
+    ) as raised:
+        pyfunc_client.create_deployment("needy", info.model_uri)
+    assert "pip install 'no-such-package==1.2'" in str(raised.value)
+    assert "--for-model" in str(raised.value)
+    assert not (pyfunc_repository / "needy").exists()
+
+
+def test_a_model_without_a_signature_is_refused_with_the_line_that_adds_one(
+    pyfunc_client: TritonDeploymentClient,
+) -> None:
+    info = mlflow.pyfunc.log_model(name="model", python_model=custom.Echo())
+    with pytest.raises(MlflowException, match=r"set_signature\(model_uri, ") as raised:
+        pyfunc_client.create_deployment("unsigned", info.model_uri)
+    assert raised.value.error_code == "INVALID_PARAMETER_VALUE"
