@@ -282,6 +282,28 @@ def test_the_last_data_location_counts(path: Path) -> None:
         assert read_graph(path).external_files == files
 
 
+@pytest.mark.parametrize(
+    ("last", "files"),
+    [(7, ("w.bin",)), (2**32 + 1, ("w.bin",)), (2**32, ())],
+    ids=["none of the enum", "1 in its lower 32 bits", "0 in its lower 32 bits"],
+)
+def test_the_data_location_is_read_as_protobuf_reads_it(
+    path: Path, last: int, files: tuple[str, ...]
+) -> None:
+    tensor = external("a", "w.bin").SerializeToString() + bytes([14 << 3]) + varint(last)
+    assert bool(files) == (TensorProto.FromString(tensor).data_location == TensorProto.EXTERNAL)
+    path.write_bytes(field(7, field(5, tensor) + OUTPUT))
+    assert read_graph(path).external_files == files
+
+
+def test_the_last_name_of_a_tensor_counts(path: Path) -> None:
+    """One that was overridden hides no input."""
+    inputs = b"".join(field(11, value(name, [1]).SerializeToString()) for name in "xw")
+    tensor = field(8, b"x") + field(8, b"w")
+    path.write_bytes(field(7, field(5, tensor) + inputs + OUTPUT))
+    assert [each.name for each in read_graph(path).inputs] == ["x"]
+
+
 def field(number: int, content: bytes) -> bytes:
     return varint(number << 3 | 2) + varint(len(content)) + content
 
@@ -323,6 +345,28 @@ def test_an_input_that_takes_a_megabyte_is_refused(path: Path) -> None:
     path.write_bytes(field(7, field(12, tensor)))
     with pytest.raises(ArtifactError, match=r"has 20000\d\d bytes"):
         read_graph(path)
+
+
+def test_a_forest_of_millions_of_nodes_is_no_crafted_file(path: Path) -> None:
+    """Each node of its trees has numbers, and the name of its comparison."""
+    node = field(9, b"BRANCH_LEQ") + field(9, b"LEAF") + b"\x40\x01\x3d1234"
+    path.write_bytes(field(7, field(1, field(5, node * 2_600_000)) + OUTPUT))
+    assert [each.name for each in read_graph(path).outputs] == ["y"]
+
+
+def test_more_numbers_than_any_forest_has_are_given_up(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two bytes each, they would take half a minute in a file of 2 GB."""
+    limit = 1_000_000
+    monkeypatch.setattr("triton_repo.flavors.onnx_graph._MAX_NUMBER_BYTES", limit)
+    for numbers, fits in ((limit, True), (limit + 2, False)):
+        path.write_bytes(field(7, field(1, b"\x08\x01" * (numbers // 2)) + OUTPUT))
+        if fits:
+            assert read_graph(path).outputs
+        else:
+            with pytest.raises(ArtifactError, match="more than 1000000 bytes of numbers"):
+                read_graph(path)
 
 
 def test_a_file_larger_than_protobuf_writes_is_refused(path: Path) -> None:
@@ -414,13 +458,16 @@ def test_the_batch_is_what_every_tensor_begins_with(
 
 # -- memory -----------------------------------------------------------------------------------
 
+needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="/proc tells the peak")
+
 _GROWTH = """
-import resource, sys
+import re, sys
 from pathlib import Path
 from triton_repo.flavors.onnx_graph import read_graph
 
 def peak_kb():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # not getrusage's, which begins with the peak of the process that started this one
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 
 read_graph(Path(sys.argv[1]))
 before = peak_kb()
@@ -430,6 +477,7 @@ print(peak_kb() - before)
 """
 
 
+@needs_proc
 def test_memory_does_not_grow_with_the_weights(tmp_path: Path) -> None:
     """A file of 256 MB, its weights inside, is skimmed in a few MB."""
     small = model_of()
@@ -445,10 +493,26 @@ def test_memory_does_not_grow_with_the_weights(tmp_path: Path) -> None:
     with (tmp_path / "large.onnx").open("wb") as file:
         file.write(model)
         file.truncate(len(model) + weights_bytes)
+    assert growth_kb(tmp_path) < 4 * 1024
+
+
+@needs_proc
+def test_memory_does_not_grow_with_the_numbers_in_nodes(tmp_path: Path) -> None:
+    """They are read, and then the part of the file that holds them is let go."""
+    small = model_of()
+    (tmp_path / "small.onnx").write_bytes(small.SerializeToString())
+    (tmp_path / "large.onnx").write_bytes(
+        small.SerializeToString() + field(7, field(1, field(5, b"\x3d1234" * 30_000_000)))
+    )
+    assert growth_kb(tmp_path) < 32 * 1024
+
+
+def growth_kb(folder: Path) -> int:
+    """How much more memory `large.onnx` takes than `small.onnx`, in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-c", _GROWTH, tmp_path / "small.onnx", tmp_path / "large.onnx"],
+        [sys.executable, "-c", _GROWTH, folder / "small.onnx", folder / "large.onnx"],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert int(done.stdout) < 4 * 1024
+    return int(done.stdout)

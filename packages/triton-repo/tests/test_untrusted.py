@@ -87,6 +87,8 @@ def test_letters_of_any_script_may_name_a_file(tmp_path: Path) -> None:
         "\U0001f468\u200d\U0001f469\u200d\U0001f467",
         "\u2764\ufe0f\u200d\U0001f525",
         "\U0001f469\U0001f3fd\u200d\U0001f680",
+        "\U0001f3f3\ufe0f\u200d\U0001f308",
+        "\U0001f642\u200d\u2194\ufe0f",
     ]
     for name in names:
         (model(tmp_path / name) / "model" / name).write_text("")
@@ -109,7 +111,14 @@ def test_letters_of_any_script_may_name_a_file(tmp_path: Path) -> None:
         "\ua4f8\ua4f8",
         "a\u27cbb",
         "a\u2f03b",
+        "a\u2f02b",
+        "a\u2041b",
+        "a\U0001d20fb",
+        "\ua60e\ua60e",
         "\u2764\u200da",
+        "\u2764\u200c\U0001f525",
+        "=\u200d=",
+        "a$\u200d$b",
     ],
 )
 def test_a_name_that_looks_like_a_directory_is_refused(tmp_path: Path, name: str) -> None:

@@ -33,19 +33,20 @@ def check_name(name: str) -> ModelName:
     )
 
 
-# Unicode's own table of confusables (UTS #39) would refuse ordinary names: to it, the Katakana in
-# "ノート" is a slash. These are the signs that no script is written with.
+# Unicode's own table of confusables (UTS #39), and every library made from it, would refuse
+# ordinary names: to it, the Katakana in "ノート" is a slash. These are its signs, not its letters.
 
 #: What a person, or a program that normalizes, reads as a separator.
 _SEPARATORS = frozenset(
     "/\\\u2044\u2215\u2216\u29f5\u29f6\u29f8\u29f9\ufe68\uff0f\uff3c\u2571\u2572"
-    "\u27cb\u27cd\u2f03\u3033\u31d3\u1735\U0001d23a"
+    "\u27cb\u27cd\u2f02\u2f03\u3033\u31d3\u31d4\u1735\u2041\U0001d20f\U0001d23a\U0001d23b"
 )
-#: The same of one dot or two; in the midst of a name they do no harm.
+#: The same of one dot or two, letters among them; in the midst of a name they do no harm.
 _DOTS = str.maketrans(
     {
         **dict.fromkeys("\u2024\u3002\ufe52\uff0e\uff61\u00b7\u0387\u0701\u0702\ua4f8", "."),
         **dict.fromkeys("\u2027\u2219\u22c5\u2e31\u2e33\ua78f\u30fb\uff65\u2022\u06d4", "."),
+        **dict.fromkeys("\ua60e\u1427\u16eb\U00010101", "."),
         **dict.fromkeys("\u2025\u205a\ufe30\ua4fa", ".."),
     }
 )
@@ -56,8 +57,11 @@ _UNSEEN = re.compile(
     "\U0001d173-\U0001d17a\U000e0000-\U000e0fff\u2800]"
 )
 #: Joiners, which some scripts, and emoji of several, cannot be written without.
-_JOINERS = "\u200c\u200d"
+_NON_JOINER, _JOINER = "\u200c", "\u200d"
 _VARIATION = "\ufe0f"
+#: Parts of emoji that are no pictures by themselves: colours of skin, and the arrow of a head that
+#: is shaken.
+_EMOJI_PARTS = "\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff\u2194"
 
 
 def check_file_name(name: str) -> None:
@@ -85,11 +89,21 @@ def _belongs(name: str, place: int) -> bool:
     """Whether this is a joiner of letters or emoji, or a space inside the name, of any width."""
     if not 0 < place < len(name) - 1:
         return False
-    if name[place] in _JOINERS:
-        before, after = name[:place].rstrip(_VARIATION)[-1:], name[place + 1]
-        kinds = {_category(each)[0] if each else "" for each in (before, after)}
-        return kinds <= {"L", "M"} or kinds == {"S"}
-    return _category(name[place]) == "Zs"
+    if name[place] not in (_NON_JOINER, _JOINER):
+        return _category(name[place]) == "Zs"
+    # after the first of them, an emoji may say that it is one
+    around = (name[:place].rstrip(_VARIATION)[-1:], name[place + 1])
+    return all(map(_is_letter, around)) or (
+        name[place] == _JOINER and all(map(_is_picture, around))
+    )
+
+
+def _is_letter(character: str) -> bool:
+    return bool(character) and _category(character)[0] in "LM"
+
+
+def _is_picture(character: str) -> bool:
+    return bool(character) and (_category(character) == "So" or character in _EMOJI_PARTS)
 
 
 def _category(character: str) -> str:
