@@ -116,13 +116,8 @@ class Endpoint:
                 f"{setting} is {text!r}; use grpc://, grpcs://, http:// or https:// and host:port",
                 setting=setting,
             )
-        if match is not None and match["host"].startswith("["):
-            try:
-                ipaddress.IPv6Address(match["host"].strip("[]"))
-            except ValueError as exc:
-                raise SettingsError(
-                    f"{setting} is {text!r}; {match['host']} is no IPv6 address", setting=setting
-                ) from exc
+        if match is not None:
+            _refuse_no_host(match["host"], text, setting)
         port = int((match and match["port"]) or _DEFAULT_PORTS[scheme])
         path = ((match and match["path"]) or "").rstrip("/")
         if match is None or not 0 < port <= _LAST_PORT or (path and scheme.startswith("grpc")):
@@ -224,6 +219,17 @@ class Settings:
                 setting="TRITON_MODEL_REPO",
             )
         return self.model_repository
+
+
+def _refuse_no_host(host: str, text: str, setting: str) -> None:
+    try:
+        if host.startswith("["):
+            ipaddress.IPv6Address(host.strip("[]"))
+        else:
+            host.encode("idna")  # as a look-up of it would
+    except ValueError as exc:
+        what = "host name" if isinstance(exc, UnicodeError) else "IPv6 address"
+        raise SettingsError(f"{setting} is {text!r}; {host} is no {what}", setting=setting) from exc
 
 
 def _addresses(target_uri: str) -> str:

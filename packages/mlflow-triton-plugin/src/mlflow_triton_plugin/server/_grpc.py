@@ -10,20 +10,31 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
-import numpy as np
 from tritonclient.grpc import (  # noqa: TID251 - this is the door
     MAX_GRPC_MESSAGE_SIZE,
     service_pb2,
     service_pb2_grpc,
 )
-from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 from mlflow_triton_plugin.errors import ServerAccessError
-from mlflow_triton_plugin.server import InferResult, ModelState
+from mlflow_triton_plugin.server import InferResult
 from mlflow_triton_plugin.server._configured import Configured
-from mlflow_triton_plugin.server._translate import as_triton_answers, named, raise_translated
+from mlflow_triton_plugin.server._states import listed
+from mlflow_triton_plugin.server._tensors import (
+    answered,
+    by_name,
+    described,
+    from_bytes,
+    from_values,
+    to_bytes,
+)
+from mlflow_triton_plugin.server._translate import (
+    StrangeAnswerError,
+    as_triton_answers,
+    named,
+    raise_translated,
+)
 from triton_repo.flavors.pyfunc import PARAMS
-from triton_repo.tensors import DATATYPES, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -32,7 +43,9 @@ if TYPE_CHECKING:
 
     from mlflow_triton_plugin.predict import ModelSchema
     from mlflow_triton_plugin.security import Access
+    from mlflow_triton_plugin.server import ModelState
     from mlflow_triton_plugin.settings import Endpoint
+    from triton_repo.tensors import TensorSpec
 
 __all__ = ["GrpcServer"]
 
@@ -43,6 +56,9 @@ _OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 1000),
 )
+
+#: What grpcio itself says of bytes that are not the message that was asked for.
+_UNREADABLE = "Exception deserializing response!"
 
 #: Where `InferTensorContents` has the values of a datatype; FP16 and BF16 have only the raw form.
 _TYPED_FIELDS = {
@@ -94,21 +110,24 @@ class GrpcServer:
 
     def index(self) -> list[ModelState]:
         request = service_pb2.RepositoryIndexRequest()
-        with self._translated("the repository index"):
+        what = "the repository index"
+        with self._translated(what):
             index = self._send(self._triton.RepositoryIndex, request)
-        return [
-            ModelState(each.name, each.version, each.state, each.reason) for each in index.models
-        ]
+        with as_triton_answers(self._access, self._endpoint, what):
+            return [
+                listed(each.name, each.version, each.state, each.reason) for each in index.models
+            ]
 
     def schema(self, model: str, version: str = "") -> ModelSchema:
-        asked = {"name": model, "version": version}
-        with self._translated("the metadata of", named(model, version)):
-            metadata = self._send(
-                self._triton.ModelMetadata, service_pb2.ModelMetadataRequest(**asked)
+        request = service_pb2.ModelMetadataRequest(name=model, version=version)
+        about = ("the metadata of", named(model, version))
+        with self._translated(*about):
+            metadata = self._send(self._triton.ModelMetadata, request)
+        with as_triton_answers(self._access, self._endpoint, *about):
+            inputs, outputs = (
+                [described(each.name, each.datatype, each.shape) for each in tensors]
+                for tensors in (metadata.inputs, metadata.outputs)
             )
-        inputs, outputs = (
-            [_spec(tensor) for tensor in tensors] for tensors in (metadata.inputs, metadata.outputs)
-        )
         return self._configured(model, version, inputs).schema(model, version, inputs, outputs)
 
     def _configured(self, model: str, version: str, inputs: list[TensorSpec]) -> Configured:
@@ -139,12 +158,12 @@ class GrpcServer:
         for name, array in tensors.items():
             datatype = specs[name].datatype
             request.inputs.add(name=name, datatype=datatype, shape=array.shape)
-            request.raw_input_contents.append(_to_bytes(array, datatype))
+            request.raw_input_contents.append(to_bytes(array, datatype))
         try:
             response = self._send(self._triton.ModelInfer, request)
         except grpc.RpcError as exc:
             self._raise(exc, "infer", named(model, version), self._timeout_s)
-        with as_triton_answers(self._endpoint, "infer", named(model, version)):
+        with as_triton_answers(self._access, self._endpoint, "infer", named(model, version)):
             return InferResult(response.model_version, _outputs(response))
 
     def close(self) -> None:
@@ -165,6 +184,9 @@ class GrpcServer:
             self._raise(exc, what, model, self._timeout_s if timeout_s is None else timeout_s)
 
     def _raise(self, exc: grpc.RpcError, what: str, model: str, timeout_s: float) -> NoReturn:
+        if exc.details() == _UNREADABLE:
+            with as_triton_answers(self._access, self._endpoint, what, model):
+                raise StrangeAnswerError("it is no message of the protocol") from exc
         raise_translated(
             exc,
             access=self._access,
@@ -191,57 +213,24 @@ def _channel(endpoint: Endpoint, access: Access) -> grpc.Channel:
     return grpc.secure_channel(endpoint.address, credentials, options)
 
 
-def _to_bytes(array: NDArray[Any], datatype: str) -> bytes:
-    """One tensor's content, as the protocol's "raw" form has it: little-endian, row by row."""
-    if datatype == "BYTES":
-        serialized = serialize_byte_tensor(array)
-        return serialized.item() if serialized.size else b""
-    if datatype == "BF16":  # the upper half of a float32; the values are on BF16's grid already
-        return (array.view(np.uint32) >> 16).astype(np.uint16).tobytes()
-    return array.tobytes()
-
-
 def _outputs(response: Any) -> dict[str, NDArray[Any]]:
     """The tensors of an answer.
 
     Triton itself always answers in the "raw" form; what stands before it may use the typed one.
 
     Raises:
-        ValueError: there are more or fewer contents than outputs, or they do not fit the shapes;
-            LookupError and struct.error the same of unknown types and of strings.
+        StrangeAnswerError: they are not what the answer says of them, see `_tensors`.
     """
-    raw = response.raw_output_contents
-    if raw:
-        contents = zip(response.outputs, raw, strict=True)
-        arrays = {each.name: (each, _from_bytes(data, each.datatype)) for each, data in contents}
-    else:
-        arrays = {each.name: (each, _from_typed(each)) for each in response.outputs}
-    return {name: array.reshape(_shape(each)) for name, (each, array) in arrays.items()}
+    outputs, raw = response.outputs, response.raw_output_contents
+    if raw and len(raw) != len(outputs):
+        raise StrangeAnswerError(f"tensors: {len(outputs)}, raw contents: {len(raw)}")
+    tensors = [answered(each.name, each.datatype, each.shape) for each in outputs]
+    arrays = map(from_bytes, tensors, raw) if raw else map(_from_typed, tensors, outputs)
+    return by_name(zip(tensors, arrays, strict=True))
 
 
-def _shape(output: Any) -> tuple[int, ...]:
-    shape = tuple(output.shape)
-    if min(shape, default=0) < 0:  # numpy would take one for "whatever is left"
-        raise ValueError(f"output {output.name} has shape {list(shape)}")
-    return shape
-
-
-def _from_typed(output: Any) -> NDArray[Any]:
-    datatype = DATATYPES[output.datatype]
-    values = getattr(output.contents, _TYPED_FIELDS[datatype.name])
-    array = np.empty(len(values), dtype=datatype.numpy)
-    array[:] = values
-    return array
-
-
-def _from_bytes(data: bytes, datatype: str) -> NDArray[Any]:
-    if datatype == "BYTES":
-        strings: NDArray[Any] = deserialize_bytes_tensor(data)
-        return strings
-    if datatype == "BF16":
-        return (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32)
-    return np.frombuffer(data, dtype=DATATYPES[datatype].numpy)
-
-
-def _spec(tensor: Any) -> TensorSpec:
-    return TensorSpec(tensor.name, tensor.datatype, tuple(tensor.shape))
+def _from_typed(tensor: TensorSpec, output: Any) -> NDArray[Any]:
+    field = _TYPED_FIELDS.get(tensor.datatype)
+    if field is None:
+        raise StrangeAnswerError(f"tensor {tensor} has no raw contents, and no other form")
+    return from_values(tensor, getattr(output.contents, field))

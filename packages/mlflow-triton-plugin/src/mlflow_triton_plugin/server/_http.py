@@ -6,7 +6,9 @@ from contextlib import contextmanager
 from functools import partial
 from gzip import BadGzipFile
 from http.client import HTTPException
-from typing import TYPE_CHECKING, Any
+from string import punctuation
+from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import quote
 
 from tritonclient.utils import InferenceServerException
 
@@ -17,12 +19,18 @@ from mlflow_triton_plugin.errors import (
     TritonServerError,
 )
 from mlflow_triton_plugin.security import Tls
-from mlflow_triton_plugin.server import InferResult, ModelState
+from mlflow_triton_plugin.server import InferResult
 from mlflow_triton_plugin.server._configured import Configured
-from mlflow_triton_plugin.server._tensors import as_sent
-from mlflow_triton_plugin.server._translate import as_triton_answers, named, raise_translated
+from mlflow_triton_plugin.server._refusals import speaks_http
+from mlflow_triton_plugin.server._states import listed
+from mlflow_triton_plugin.server._tensors import answered, as_sent, by_name, described, from_http
+from mlflow_triton_plugin.server._translate import (
+    StrangeAnswerError,
+    as_triton_answers,
+    named,
+    raise_translated,
+)
 from triton_repo.flavors.pyfunc import PARAMS
-from triton_repo.tensors import TensorSpec
 
 if TYPE_CHECKING:
     import ssl
@@ -32,11 +40,14 @@ if TYPE_CHECKING:
 
     from mlflow_triton_plugin.predict import ModelSchema
     from mlflow_triton_plugin.security import Access
+    from mlflow_triton_plugin.server import ModelState
     from mlflow_triton_plugin.settings import Endpoint
+    from triton_repo.tensors import TensorSpec
 
 __all__ = ["HttpServer"]
 
 try:
+    from geventhttpclient.response import HTTPConnectionClosed
     from tritonclient import http as triton_http  # noqa: TID251 - this is the door
 except (ImportError, RuntimeError) as exc:  # RuntimeError is what tritonclient raises
     raise SettingsError(
@@ -58,7 +69,8 @@ class HttpServer:
         self._endpoint = str(endpoint)
         self._timeout_s = timeout_s
         self._access = access
-        self._address = endpoint.address
+        host, slash, path = endpoint.address.partition("/")
+        self._address = f"{host}{slash}{quote(path, safe=punctuation)}"
         self._ssl = endpoint.scheme == "https"
         self._client = self._connect(timeout_s)
 
@@ -100,10 +112,7 @@ class HttpServer:
         with self._translated("the repository index"):
             index = self._client.get_model_repository_index(headers=self._headers())
             return [
-                ModelState(
-                    str(each["name"]),
-                    *(str(each.get(key, "")) for key in ("version", "state", "reason")),
-                )
+                listed(each["name"], *(each.get(key, "") for key in ("version", "state", "reason")))
                 for each in index
             ]
 
@@ -111,7 +120,11 @@ class HttpServer:
         with self._translated("the metadata of", named(model, version)):
             metadata = self._client.get_model_metadata(model, version, headers=self._headers())
             inputs, outputs = (
-                [_spec(each) for each in metadata[side]] for side in ("inputs", "outputs")
+                [
+                    described(each["name"], each["datatype"], each["shape"])
+                    for each in metadata[side]
+                ]
+                for side in ("inputs", "outputs")
             )
         return self._configured(model, version, inputs).schema(model, version, inputs, outputs)
 
@@ -155,9 +168,9 @@ class HttpServer:
                 headers=self._headers(),
                 parameters={PARAMS: params} if params else None,
             )
-            response = result.get_response()
-            outputs = {each["name"]: result.as_numpy(each["name"]) for each in response["outputs"]}
-            return InferResult(response["model_version"], outputs)
+            answer = result.get_response()
+            # the protocol lets the version out where there is only one
+            return InferResult(str(answer.get("model_version", "")), _outputs(answer, result))
 
     def close(self) -> None:
         self._client.close()
@@ -173,10 +186,9 @@ class HttpServer:
             yield
         except (SettingsError, TritonServerError):
             raise  # ours already, some of them ValueErrors
-        except (InferenceServerException, OSError) as exc:
-            with as_triton_answers(self._endpoint, what, model):
-                str(exc)  # fails where the message is another JSON than text
-                _refuse_bad_gzip(exc)
+        except (InferenceServerException, OSError, HTTPConnectionClosed) as exc:
+            with as_triton_answers(self._access, self._endpoint, what, model):
+                _refuse_unreadable(exc)
             status, reason = _said(exc)
             raise_translated(
                 exc,
@@ -188,20 +200,27 @@ class HttpServer:
                 model=model,
                 timeout_s=self._timeout_s if timeout_s is None else timeout_s,
             )
-        except UnicodeError as exc:  # what DNS has no form for
-            raise ServerUnavailableError(
-                f"{self._endpoint} names no host: {exc}", endpoint=self._endpoint, model=model
-            ) from exc
         except HTTPException as exc:
-            raise ServerUnavailableError(
-                f"{self._endpoint} does not answer in HTTP; if it is Triton's gRPC port, use "
-                f"grpc://{self._address.partition('/')[0]}",
-                endpoint=self._endpoint,
-                model=model,
-            ) from exc
+            self._raise_broken(exc, what, model)
         except Exception as exc:
-            with as_triton_answers(self._endpoint, what, model):
+            with as_triton_answers(self._access, self._endpoint, what, model):
                 raise exc from None
+
+    def _raise_broken(self, exc: HTTPException, what: str, model: str) -> NoReturn:
+        """Raise ours for what the client's parser makes nothing of.
+
+        It does not say whether it had read a status line by then. So that is asked once more: who
+        speaks HTTP has sent half an answer, who does not speaks something else.
+        """
+        if speaks_http(self._endpoint, self._access):
+            with as_triton_answers(self._access, self._endpoint, what, model):
+                raise StrangeAnswerError(_parser_said(exc)) from exc
+        raise ServerUnavailableError(
+            f"{self._endpoint} does not answer in HTTP; if it is Triton's gRPC port, use "
+            f"{'grpcs' if self._ssl else 'grpc'}://{self._address.partition('/')[0]}",
+            endpoint=self._endpoint,
+            model=model,
+        ) from exc
 
 
 def _ssl_context(access: Access) -> ssl.SSLContext:
@@ -210,30 +229,52 @@ def _ssl_context(access: Access) -> ssl.SSLContext:
     return (access.tls or Tls()).context(SSLContext)
 
 
-def _refuse_bad_gzip(exc: Exception) -> None:
-    """An OSError that is none: the connection is well, the answer is not.
+def _parser_said(exc: HTTPException) -> str:
+    """Its words, of `('Invalid character in chunk size', 12)`, too."""
+    return str(exc.args[0]) if exc.args else type(exc).__name__
+
+
+def _refuse_unreadable(exc: Exception) -> None:
+    """What looks like an error of the connection's or of Triton's, and is an answer without sense.
 
     Raises:
-        ValueError: it is that.
+        StrangeAnswerError: it is that.
     """
-    if isinstance(exc, BadGzipFile):
-        raise ValueError(str(exc)) from exc  # noqa: TRY004 - not of the argument
+    if isinstance(exc, BadGzipFile):  # an OSError
+        raise StrangeAnswerError(str(exc)) from exc
+    if isinstance(exc, InferenceServerException):
+        if isinstance(exc.__context__, UnicodeError):  # in an answer with status 200
+            raise StrangeAnswerError("it is no UTF-8") from exc
+        if not isinstance(exc.message(), str):
+            raise StrangeAnswerError("its error is no text") from exc
 
 
-def _said(exc: InferenceServerException | OSError) -> tuple[str, str]:
+#: tritonclient's words for an answer in which it finds no `{"error": …}`.
+_NO_ERROR = (
+    "client received an empty response",
+    "an exception occurred in the client while decoding the response",
+)
+
+
+def _said(exc: InferenceServerException | OSError | HTTPConnectionClosed) -> tuple[str, str]:
     """The status, in gRPC's words, and the reason that an error of the HTTP client gives."""
     if isinstance(exc, TimeoutError):
         return "DEADLINE_EXCEEDED", str(exc)
+    if isinstance(exc, HTTPConnectionClosed):
+        return "UNAVAILABLE", "it hung up and gave no answer"
     if isinstance(exc, OSError):
         return "UNAVAILABLE", exc.strerror or str(exc)
-    status = str(exc.status() or "")
-    body = exc.debug_details()
-    if body is None:
-        return _STATUSES.get(status, status), str(exc.message() or exc)
+    status, message, body = str(exc.status() or ""), exc.message(), exc.debug_details()
+    if not message.startswith(_NO_ERROR):
+        return _STATUSES.get(status, status), message
     # a gateway's page, not Triton's JSON
-    return _STATUSES.get(status, "UNAVAILABLE"), f"HTTP {status}: {body}"
+    return _STATUSES.get(status, "UNAVAILABLE"), f"HTTP {status}: {body or 'no text'}"
 
 
-def _spec(tensor: Mapping[str, Any]) -> TensorSpec:
-    shape = tuple(int(dim) for dim in tensor["shape"])
-    return TensorSpec(tensor["name"], tensor["datatype"], shape)
+def _outputs(answer: Mapping[str, Any], result: Any) -> dict[str, NDArray[Any]]:
+    outputs = answer["outputs"]
+    tensors = [answered(each["name"], each["datatype"], each["shape"]) for each in outputs]
+    return by_name(
+        (tensor, from_http(tensor, output, result))
+        for tensor, output in zip(tensors, outputs, strict=True)
+    )

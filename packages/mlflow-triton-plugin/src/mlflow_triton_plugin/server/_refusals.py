@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import socket
 import ssl
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from mlflow_triton_plugin.security import Tls
@@ -160,11 +161,17 @@ def accepts(endpoint: str) -> bool:
     return True
 
 
-def speaks_http(address: str) -> bool:
-    """Whether something at `host:port` answers a plain HTTP request."""
+def speaks_http(endpoint: str, access: Access) -> bool:
+    """Whether something answers an HTTP request there, with TLS where that is `https://`."""
+    scheme, _, address = endpoint.partition("://")
+    host, port = _host_and_port(address)
     try:
-        with socket.create_connection(_host_and_port(address), _PROBE_TIMEOUT_S) as probe:
+        with ExitStack() as stack:
+            probe = stack.enter_context(socket.create_connection((host, port), _PROBE_TIMEOUT_S))
             probe.settimeout(_PROBE_TIMEOUT_S)
+            if scheme == "https":
+                context = _context(access, scheme)
+                probe = stack.enter_context(context.wrap_socket(probe, server_hostname=host))
             probe.sendall(b"GET /v2/health/live HTTP/1.0\r\n\r\n")
             return probe.recv(5) == b"HTTP/"
     except (OSError, ValueError):

@@ -15,8 +15,10 @@ from mlflow_triton_plugin.errors import (
     ServerAccessError,
     ServerTimeoutError,
     ServerUnavailableError,
+    SettingsError,
     TritonServerError,
 )
+from mlflow_triton_plugin.security import OPEN
 from mlflow_triton_plugin.server._refusals import (
     accepts,
     restricted,
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
     from mlflow_triton_plugin.security import Access
 
-__all__ = ["as_triton_answers", "named", "raise_translated"]
+__all__ = ["StrangeAnswerError", "as_triton_answers", "named", "raise_translated"]
 
 #: A gateway's page can be long; a traceback of the Python backend is shorter.
 _LONGEST_REASON = 2000
@@ -46,6 +48,10 @@ _STRANGE = (
 _UNKNOWN = re.compile(
     r"unknown model|is not found|not ready|not at ready state|has no available versions"
 )
+
+
+class StrangeAnswerError(ValueError):
+    """A server said what Triton would not; `as_triton_answers` adds which server, asked what."""
 
 
 def raise_translated(
@@ -71,9 +77,7 @@ def raise_translated(
         model: the model it was about, or one of its versions: `resnet/6`.
         timeout_s: the deadline it had.
     """
-    cause: Exception | None = exc
-    if access.without_secrets(str(exc)) != str(exc):
-        cause = None  # a gateway repeated what it was sent: so would a traceback
+    cause = _cause(exc, access)
     words = " ".join(reason.split())
     reason = printable(shortened(access.without_secrets(words), _LONGEST_REASON))
     unknown = bool(model) and (status == "NOT_FOUND" or bool(_UNKNOWN.search(words)))
@@ -133,23 +137,40 @@ def raise_translated(
 
 
 @contextmanager
-def as_triton_answers(endpoint: str, what: str, model: str = "") -> Iterator[None]:
+def as_triton_answers(access: Access, endpoint: str, what: str, model: str = "") -> Iterator[None]:
     """Whatever goes wrong in reading an answer means that it is not one of Triton's.
 
     Raises:
-        ServerUnavailableError: it did.
+        ServerUnavailableError: it did. What is an error of this project's already stays as it is.
     """
     try:
         yield
+    except (SettingsError, TritonServerError):
+        raise  # some of them are ValueErrors
     except _STRANGE as exc:
         about = f"{what} {model}".strip()
-        why = printable(shortened(" ".join(str(exc).split()), _LONGEST_PROBLEM))
+        words = " ".join(_why(exc).split())
+        why = printable(shortened(access.without_secrets(words), _LONGEST_PROBLEM))
         raise ServerUnavailableError(
-            f"{endpoint} answers, but not as Triton does ({about}: {why or type(exc).__name__}); "
+            f"{endpoint} answers, but not as Triton does ({about}: {why}); "
             "set TRITON_URL to its address",
             endpoint=endpoint,
             model=model,
-        ) from exc
+        ) from _cause(exc, access)
+
+
+def _cause(exc: Exception, access: Access) -> Exception | None:
+    """None where a gateway repeated what it was sent: so would a traceback."""
+    return exc if access.without_secrets(str(exc)) == str(exc) else None
+
+
+def _why(exc: Exception) -> str:
+    """What is wrong with an answer, of a reader that did not look before it took."""
+    if isinstance(exc, KeyError):
+        return f"{exc} is missing"
+    if isinstance(exc, (TypeError, AttributeError, LookupError)):
+        return "its JSON has another form"
+    return str(exc) or type(exc).__name__
 
 
 def named(model: str, version: str) -> str:
@@ -170,7 +191,7 @@ def _explained(reason: str, model: str) -> str:
 
 def _unavailable(endpoint: str, reason: str) -> str:
     scheme, _, address = endpoint.partition("://")
-    if scheme.startswith("grpc") and speaks_http(address):
+    if scheme.startswith("grpc") and speaks_http(f"http://{address}", OPEN):
         return (
             f"{endpoint} answers HTTP, not gRPC: use http://{address} "
             "or Triton's gRPC port (8001 by default) in TRITON_URL"
