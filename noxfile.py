@@ -77,6 +77,7 @@ def azurite(session: nox.Session) -> dict[str, str]:
 #: Test processes, each with servers of its own; one more than cores, since they wait for those.
 WORKERS = min(8, len(os.sched_getaffinity(0)) + 1)
 #: One MLflow is enough to break things with, to start servers with, and to ask them.
+FLAVORS = "packages/mlflow-triton-plugin/tests/flavors"
 WITHOUT_MLFLOW = [
     f"--ignore-glob=*/tests/{path}"
     for path in ("faults/*", "local/*", "test_predict_*", "test_response_*")
@@ -92,12 +93,22 @@ def tests(session: nox.Session, mlflow: str) -> None:
     paths = PATHS if mlflow == "newest" else [path for path in PATHS if "triton-repo" not in path]
     spread = ["-n", str(WORKERS), "--dist", "worksteal"]
     left_out = WITHOUT_MLFLOW if mlflow == "oldest" else []
-    suites = [[*spread, f"{path}/tests", *left_out] for path in paths]
+    suites = [[*spread, f"{path}/tests", f"--ignore={FLAVORS}", *left_out] for path in paths]
     if session.posargs:
         suites = [session.posargs]
     variables = environment(session) | (azurite(session) if mlflow == "newest" else {})
     for suite in suites:  # MLflow's state is the process's: each suite has one of its own
         session.run("pytest", *suite, env=variables)
+
+
+@nox.session
+def flavors(session: nox.Session) -> None:
+    """Models of MLflow's flavors, on Triton and in process; makes the plugin's FLAVORS.md.
+
+    Downloads some 4 GB: the libraries, twice, and with PyTorch those of CUDA.
+    """
+    install(session, "test", "flavors")
+    session.run("pytest", *(session.posargs or [FLAVORS]), env=environment(session))
 
 
 @nox.session

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlflow
 import pytest
-from cloudpickle import register_pickle_by_value  # type: ignore[import-untyped]
+from cloudpickle import register_pickle_by_value
 from mlflow.deployments import get_deploy_client
 
 from mlflow_triton_plugin.local import LocalTriton, model_packages

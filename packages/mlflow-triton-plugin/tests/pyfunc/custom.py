@@ -63,7 +63,7 @@ class Shaped(PythonModel):
 
 
 def _sparse(a: Any, b: Any) -> Any:
-    from scipy import sparse  # type: ignore[import-untyped]  # noqa: PLC0415 - where it is asked for
+    from scipy import sparse  # noqa: PLC0415 - where it is asked for
 
     return sparse.csr_matrix(np.stack([a, b], axis=1))
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from mlflow_triton_plugin.local.errors import ProvisioningError
@@ -14,7 +15,7 @@ from triton_repo.text import as_line, one_line
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["model_packages", "read_requirements", "requirements_of"]
+__all__ = ["at_most", "model_packages", "read_requirements", "requirements_of"]
 
 #: MLflow without its servers and its user interface is a tenth of it, and loads every model; what
 #: `mlflow.pyfunc` imports is not among what it requires.
@@ -58,6 +59,24 @@ def requirements_of(model_uri: str) -> list[str]:
         raise ProvisioningError(
             f"the requirements of {as_line(model_uri)} cannot be read: {one_line(error)}"
         ) from error
+
+
+def at_most(packages: Iterable[str]) -> list[str]:
+    """The same packages, in the versions that are pinned or in older ones; MLflow's stays."""
+    found = []
+    for text in packages:
+        requirement = Requirement(text)
+        if canonicalize_name(requirement.name) != _MLFLOW:
+            requirement.specifier = SpecifierSet(
+                ",".join(
+                    f"<={each.version}"
+                    if each.operator == "==" and "*" not in each.version
+                    else str(each)
+                    for each in requirement.specifier
+                )
+            )
+        found.append(str(requirement))
+    return found
 
 
 def model_packages(requirements: Iterable[str]) -> list[str]:

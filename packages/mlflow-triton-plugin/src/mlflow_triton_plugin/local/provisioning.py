@@ -41,12 +41,13 @@ from mlflow_triton_plugin.local._interpreters import (
     find_uv,
 )
 from mlflow_triton_plugin.local._managed import ensure_directory
+from mlflow_triton_plugin.local._packages import at_most
 from mlflow_triton_plugin.local._platform import PlatformFacts, require_supported
 from mlflow_triton_plugin.local._progress import Progress
 from mlflow_triton_plugin.local.errors import ProvisioningError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 __all__ = ["BACKEND_SOURCE", "CACHE_VARIABLE", "REQUIREMENTS", "TRITON_VERSION", "Environment"]
 __all__ += ["cache_folder", "ensure_environment"]
@@ -194,12 +195,39 @@ def _make_environment(
         install(interpreter, staging, requirements, uv=uv, root=root)
     if packages:
         pins = [each for each in requirements if each.startswith("numpy")]
+        add = partial(install, interpreter, staging, uv=uv, root=root, pinned=False)
         with progress.step("    downloading and installing what the models need", size):
-            wanted = [*packages, *pins]
-            install(interpreter, staging, wanted, uv=uv, root=root, pinned=False)
+            _install_packages(packages, pins, add, progress)
     with progress.step("4/4 checking it"):
         triton = _complete(staging, interpreter)
         _write_marker(staging, triton, [*requirements, *packages], interpreter)
+
+
+def _install_packages(
+    packages: Sequence[str],
+    pins: Sequence[str],
+    add: Callable[[Sequence[str]], None],
+    progress: Progress,
+) -> None:
+    """Install what models need beside the server's numpy, in their versions where these go with it.
+
+    Raises:
+        ProvisioningError: no versions up to theirs do; the words are about theirs.
+    """
+    try:
+        add([*packages, *pins])
+    except ProvisioningError:
+        older = at_most(packages)
+        if older == list(packages):
+            raise
+        progress.say(
+            f"    the models' versions do not go with the server's {', '.join(pins)}: older ones "
+            "are taken where they must be; try what the models answer (-C validate=true)"
+        )
+        with suppress(ProvisioningError):
+            add([*older, *pins])
+            return
+        raise
 
 
 def _require_space(staging: Path) -> None:
