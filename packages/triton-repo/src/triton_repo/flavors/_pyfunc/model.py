@@ -11,9 +11,11 @@ Rows are looked at all together, by numpy and pandas; only text and JSON are mad
 from __future__ import annotations
 
 import datetime as dt
+import importlib
 import json
 import os
 import re
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib import metadata
@@ -54,6 +56,7 @@ class TritonPythonModel:
         """
         folder = Path(args["model_repository"], args["model_version"], "mlflow")
         _refuse_missing(folder / "requirements.txt")
+        _read_what_numpy_2_pickled()
         from mlflow.pyfunc import load_model  # noqa: PLC0415 - it may be missing
 
         config = json.loads(args["model_config"])
@@ -148,6 +151,19 @@ def _refuse_missing(requirements: Path) -> None:
             f"there (pip install {wanted}), or start the embedded server with what the model needs "
             "(triton-local --for-model URI)"
         )
+
+
+def _read_what_numpy_2_pickled() -> None:
+    """Give the modules that numpy 2 has renamed their new names, where this is numpy 1.
+
+    Models are pickled with the newest; the Python backend of Tritons up to 24.x needs numpy 1,
+    which itself has but some of these names.
+    """
+    if not np.__version__.startswith("1."):
+        return
+    for name in ("numeric", "fromnumeric", "function_base", "numerictypes", "records", "umath"):
+        new = f"numpy._core.{name}"
+        sys.modules.setdefault(new, importlib.import_module(f"numpy.core.{name}"))
 
 
 def _is_here(line: str) -> bool:
