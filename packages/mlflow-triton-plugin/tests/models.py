@@ -36,16 +36,26 @@ def log_onnx(model: onnx.ModelProto, *, registered: str | None = None, **options
     In a run of its own where none is active: MLflow 2 keeps the model in the run, and the next one
     of the same name would overwrite it.
     """
-    parameters = inspect.signature(mlflow.onnx.log_model).parameters
+    return _log(
+        mlflow.onnx,
+        onnx_model=model,
+        registered_model_name=registered,
+        pip_requirements=["onnxruntime"],
+        **options,
+    )
+
+
+def log_pyfunc(model: Any, **options: Any) -> Any:
+    """The same of a `PythonModel`, with `mlflow.pyfunc.log_model`."""
+    options = {"pip_requirements": [f"mlflow=={mlflow.__version__}"], **options}
+    return _log(mlflow.pyfunc, python_model=model, **options)
+
+
+def _log(flavor: Any, **options: Any) -> Any:
+    parameters = inspect.signature(flavor.log_model).parameters
     where = "name" if "name" in parameters else "artifact_path"
     with nullcontext() if mlflow.active_run() else mlflow.start_run():
-        return mlflow.onnx.log_model(
-            model,
-            **{where: "triton"},
-            registered_model_name=registered,
-            pip_requirements=["onnxruntime"],
-            **options,
-        )
+        return flavor.log_model(**{where: "triton"}, **options)
 
 
 def log_scale(registered: str, *factors: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,7 +25,7 @@ def test_mlflow_is_the_small_one_and_numpy_the_servers() -> None:
 
 
 def test_without_any_requirement_models_need_mlflow_and_pandas() -> None:
-    assert model_packages([]) == ["mlflow-skinny", "pandas"]
+    assert model_packages([]) == ["mlflow-skinny", f"pandas<={version('pandas')}"]
 
 
 def test_the_order_and_repetitions_do_not_matter() -> None:

@@ -14,6 +14,7 @@ from mlflow.deployments import get_deploy_client
 
 from mlflow_triton_plugin.local import LocalTriton, model_packages
 
+from ..models import log_pyfunc  # noqa: TID252 - tests have no name to be imported by
 from . import custom
 
 if TYPE_CHECKING:
@@ -65,9 +66,7 @@ def deploy(pyfunc_client: TritonDeploymentClient) -> Iterator[Deploy]:
     names = []
 
     def log_and_deploy(model: Any, **logged: Any) -> tuple[str, str]:
-        info = mlflow.pyfunc.log_model(
-            name="model", python_model=model, pip_requirements=REQUIREMENTS[:1], **logged
-        )
+        info = log_pyfunc(model, **logged)
         name = f"m{uuid.uuid4().hex[:12]}"
         names.append(name)
         pyfunc_client.create_deployment(name, info.model_uri)

@@ -14,6 +14,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature, infer_signature
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
+from ..models import log_pyfunc  # noqa: TID252 - tests have no name to be imported by
 from . import custom
 
 if TYPE_CHECKING:
@@ -284,9 +285,8 @@ def test_an_answer_that_the_signature_has_no_place_for_is_refused(
 def test_what_the_server_lacks_is_listed_and_nothing_changes(
     pyfunc_client: TritonDeploymentClient, pyfunc_repository: Path
 ) -> None:
-    info = mlflow.pyfunc.log_model(
-        name="model",
-        python_model=custom.Needy(),
+    info = log_pyfunc(
+        custom.Needy(),
         signature=infer_signature(FRAME, FRAME),
         pip_requirements=[
             "mlflow",
@@ -307,7 +307,7 @@ def test_what_the_server_lacks_is_listed_and_nothing_changes(
 def test_a_model_without_a_signature_is_refused_with_the_line_that_adds_one(
     pyfunc_client: TritonDeploymentClient,
 ) -> None:
-    info = mlflow.pyfunc.log_model(name="model", python_model=custom.Echo())
+    info = log_pyfunc(custom.Echo())
     with pytest.raises(MlflowException, match=r"set_signature\(model_uri, ") as raised:
         pyfunc_client.create_deployment("unsigned", info.model_uri)
     assert raised.value.error_code == "INVALID_PARAMETER_VALUE"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,6 @@ __all__ = ["at_most", "model_packages", "read_requirements", "requirements_of"]
 #: MLflow without its servers and its user interface is a tenth of it, and loads every model; what
 #: `mlflow.pyfunc` imports is not among what it requires.
 _MLFLOW = "mlflow-skinny"
-_FOR_PYFUNC = ("mlflow-skinny", "pandas")
 
 
 def read_requirements(path: Path) -> list[str]:
@@ -83,12 +83,12 @@ def model_packages(requirements: Iterable[str]) -> list[str]:
     """Requirements as the server's environment can have them, in a fixed order.
 
     numpy is the server's own: its Python backend needs one below 2. MLflow is mlflow-skinny, of the
-    same version.
+    same version, and pandas, which that does not ask for, no newer than what MLflow has here.
 
     Raises:
         ProvisioningError: a line is no requirement.
     """
-    found = {*_FOR_PYFUNC}
+    found: dict[str, set[str]] = {}
     for text in requirements:
         try:
             requirement = Requirement(text)
@@ -96,12 +96,10 @@ def model_packages(requirements: Iterable[str]) -> list[str]:
             raise ProvisioningError(
                 f"{text!r} is no requirement: {str(error).splitlines()[0]}"
             ) from error
-        name = canonicalize_name(requirement.name)
-        if name == "numpy":
-            continue
-        if name == "mlflow":
+        if canonicalize_name(requirement.name) == "mlflow":
             requirement.name, requirement.extras = _MLFLOW, set()
-        if canonicalize_name(requirement.name) in found:
-            found.discard(canonicalize_name(requirement.name))
-        found.add(str(requirement))
-    return sorted(found)
+        found.setdefault(canonicalize_name(requirement.name), set()).add(str(requirement))
+    found.pop("numpy", None)
+    found.setdefault(_MLFLOW, {_MLFLOW})
+    found.setdefault("pandas", {f"pandas<={version('pandas')}"})
+    return sorted(text for texts in found.values() for text in texts)
