@@ -11,8 +11,9 @@ from mlflow.deployments import get_deploy_client
 from mlflow.exceptions import MlflowException
 
 from mlflow_triton_plugin.errors import SettingsError
+from mlflow_triton_plugin.options import OPTIONS, Options, parse_options
 from mlflow_triton_plugin.plugin import target_help
-from mlflow_triton_plugin.settings import OPTIONS, VARIABLES, Options, Settings, parse_options
+from mlflow_triton_plugin.settings import VARIABLES, Settings
 
 
 def endpoints(target: str, **environment: str) -> list[str]:

@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 
 from mlflow_triton_plugin.errors import SettingsError
-from mlflow_triton_plugin.settings import parse_options
+from mlflow_triton_plugin.options import parse_options
 from triton_repo.scan import Limits
 from triton_repo.testing.tracking import TrackingServer
 

@@ -12,8 +12,9 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from mlflow_triton_plugin.errors import SettingsError
+from mlflow_triton_plugin.options import Options
 from mlflow_triton_plugin.progress import copying
-from mlflow_triton_plugin.settings import Options, Settings
+from mlflow_triton_plugin.settings import Settings
 from triton_repo.errors import DeploymentNotFoundError, TritonRepoError
 from triton_repo.integrity import NO_MODELS, Integrity, deployed, recorded_bytes, verify
 from triton_repo.store import open_store

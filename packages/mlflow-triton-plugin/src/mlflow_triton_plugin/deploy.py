@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 
     from mlflow_triton_plugin.fetch import RemoteArtifacts
     from mlflow_triton_plugin.golden import GoldenExample
+    from mlflow_triton_plugin.options import Options
     from mlflow_triton_plugin.planning import Planned
     from mlflow_triton_plugin.server import TritonServers
-    from mlflow_triton_plugin.settings import Options
     from triton_repo.journal import Journal
     from triton_repo.placement import StagedChange
     from triton_repo.store import Store

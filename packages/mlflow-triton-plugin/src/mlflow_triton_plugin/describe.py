@@ -143,4 +143,5 @@ def _version(version: VersionRecord | None) -> dict[str, Any]:
         "source": version.source.concrete_uri,
         "digest": f"sha256:{tree_digest(version.files)}",
         "placed_at": version.placed_at,
+        **({"overrides": dict(version.overrides)} if version.overrides else {}),
     }

@@ -21,7 +21,7 @@ from mlflow_triton_plugin.choice import (
 )
 from mlflow_triton_plugin.fetch import fetched, resolve
 from mlflow_triton_plugin.golden import read_example
-from mlflow_triton_plugin.settings import DEFAULT_KEEP_VERSIONS
+from mlflow_triton_plugin.options import DEFAULT_KEEP_VERSIONS
 from triton_repo.change import Change, Together, plan_change, plan_return
 from triton_repo.errors import ArtifactError, DeploymentExistsError
 from triton_repo.flavors import choose_flavor, convert
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from mlflow_triton_plugin.fetch import RemoteArtifacts, ResolvedModel
     from mlflow_triton_plugin.golden import GoldenExample
+    from mlflow_triton_plugin.options import Options
     from mlflow_triton_plugin.server import TritonServers
-    from mlflow_triton_plugin.settings import Options
     from triton_repo.placement import ModelPlace
     from triton_repo.record import Source
     from triton_repo.stock import Stock
@@ -91,11 +91,12 @@ class Planner:
             raise not_deployed(place)
         base = place.take_stock()
         together = options.serve_versions or (served_together(base) if model_uri is None else None)
-        if model_uri is None and together is not None and not options.tries_apart:
+        set_anew = options.tries_apart or bool(options.overrides)
+        if model_uri is None and together is not None and not set_anew:
             yield _planned(place, _chosen(place, base, together, options))
             return
         model = resolve(model_uri or uri_of(place, base))
-        kept = None if options.tries_apart else kept_version(base, model)
+        kept = None if set_anew else kept_version(base, model)
         if (
             kept is not None
             and flavor in (None, base.versions[kept].flavor)
@@ -170,6 +171,7 @@ class Planner:
                 keep_versions=options.keep_versions or DEFAULT_KEEP_VERSIONS,
                 keep_base=keep_base,
                 together=options.serve_versions,
+                overrides=_effective(base if keep_base else None, options),
             )
             change = plan(base=base)
             if base is not None and change.reuse is not None:
@@ -193,6 +195,13 @@ def _planned(place: ModelPlace, change: Change, example: GoldenExample | None = 
     """
     place.refuse_collisions(change)
     return Planned(change, example)
+
+
+def _effective(base: Stock | None, options: Options) -> dict[str, str]:
+    """What was set of config.pbtxt when it was deployed, and what is set now."""
+    main = base.recorded.main if base is not None and base.recorded is not None else None
+    wanted = {**(main.overrides if main is not None else {}), **options.overrides}
+    return {path: text for path, text in wanted.items() if text is not None}
 
 
 def _chosen(place: ModelPlace, base: Stock, together: Together, options: Options) -> Change:

@@ -14,9 +14,10 @@ from mlflow.deployments import base as deployments_base
 from mlflow_triton_plugin import describe
 from mlflow_triton_plugin.deploy import Deployer
 from mlflow_triton_plugin.fetch import RemoteArtifacts
+from mlflow_triton_plugin.options import parse_options
 from mlflow_triton_plugin.predicting import Predictor
 from mlflow_triton_plugin.server import TritonServers
-from mlflow_triton_plugin.settings import Settings, parse_options
+from mlflow_triton_plugin.settings import Settings
 from mlflow_triton_plugin.target_help import help_text
 from mlflow_triton_plugin.translate import translated
 from triton_repo.integrity import verify_repository
@@ -157,7 +158,8 @@ class TritonDeploymentClient(deployments_base.BaseDeploymentClient):
         Returns:
             `name`, `flavor`, `mlflow_model_uri`, `triton_model_path`, `state` (Triton's, or
             `NOT_LOADED`, `PARTLY_READY`, `INTERRUPTED`), `reason`, `served_versions`, and
-            `versions`: those on disk, each with its source, digest and time.
+            `versions`: those on disk, each with its source, digest and time, and what options have
+            set of its config.pbtxt (`overrides`), if any.
 
         Raises:
             MlflowException: RESOURCE_DOES_NOT_EXIST where there is none.

@@ -11,8 +11,8 @@ from triton_repo.text import human_size
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from mlflow_triton_plugin.options import Options
     from mlflow_triton_plugin.server import TritonServers
-    from mlflow_triton_plugin.settings import Options
     from triton_repo.change import Change
     from triton_repo.model_view import ModelView
 

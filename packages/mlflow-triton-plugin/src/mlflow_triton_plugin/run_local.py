@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-    from mlflow_triton_plugin.settings import Options
+    from mlflow_triton_plugin.options import Options
 
 __all__ = ["serve_until_interrupted"]
 

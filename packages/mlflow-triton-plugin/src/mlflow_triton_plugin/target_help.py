@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import textwrap
 
-from mlflow_triton_plugin.settings import OPTIONS, VARIABLES
+from mlflow_triton_plugin.options import OPTIONS, OVERRIDE_PREFIXES, OVERRIDES
+from mlflow_triton_plugin.settings import VARIABLES
 from triton_repo.flavors import SUPPORTED_FLAVORS
 
 __all__ = ["help_text"]
@@ -16,6 +17,11 @@ Target URI: triton, or triton://host:port to override TRITON_URL. Start Triton w
 --model-control-mode=explicit, or use `triton-local --model-repository DIR`.
 """
 
+_OVERRIDES = (
+    "Options of create, update and run-local that set fields of config.pbtxt. An update keeps\n"
+    "them; the value default gives one back to the model:"
+)
+
 _EXAMPLES = """\
 Examples:
   export TRITON_URL=localhost:8001 TRITON_MODEL_REPO=/models
@@ -23,6 +29,7 @@ Examples:
   mlflow deployments update -t triton --name resnet -m models:/resnet@champion
   mlflow deployments update -t triton --name resnet -m models:/resnet/7 -C validate=true
   mlflow deployments update -t triton --name resnet -C serve_versions=6,7
+  mlflow deployments update -t triton --name resnet -C max_batch_size=64 -C instance_count=2
   mlflow deployments predict -t triton --name resnet --input-path input.json
   mlflow deployments predict -t triton --name resnet/6 --input-path input.json
   mlflow deployments run-local -t triton --name resnet -m models:/resnet/1
@@ -40,11 +47,14 @@ def help_text() -> str:
         f"-C {name}": f"({', '.join(option.commands)}) {option.help}"
         for name, option in OPTIONS.items()
     }
+    overrides = {f"-C {name}": override.help for name, override in OVERRIDES.items()}
+    overrides |= {f"-C {name}": text for name, text in OVERRIDE_PREFIXES.values()}
     flavors = f"Flavors: {', '.join(SUPPORTED_FLAVORS)}; without --flavor the first one it has.\n"
     parts = (
         _INTRODUCTION,
         _table("Environment:", VARIABLES),
         _table("Options of create, update, delete and run-local:", options),
+        _table(_OVERRIDES, overrides),
         flavors,
         _EXAMPLES,
     )

@@ -83,6 +83,7 @@ class Change:
         shared_gone: files beside config.pbtxt to remove once committed.
         own_config: see `VersionRecord`.
         own_shared: see `VersionRecord`.
+        overrides: see `VersionRecord`.
         returns: whether it serves again what has served before, from what is on disk alone.
     """
 
@@ -102,6 +103,7 @@ class Change:
     shared_gone: tuple[str, ...] = ()
     own_config: str | None = None
     own_shared: Mapping[str, FileDigest] = field(default_factory=dict)
+    overrides: Mapping[str, str] = field(default_factory=dict)
     returns: bool = False
 
     def size_bytes(self, *, apart: bool = False) -> int:
@@ -159,6 +161,7 @@ def plan_change(
     keep_versions: int = 2,
     keep_base: bool = True,
     together: Together | None = None,
+    overrides: Mapping[str, str] | None = None,
 ) -> Change:
     """Plan to serve `entry`.
 
@@ -175,14 +178,19 @@ def plan_change(
         keep_versions: how many version directories may stay, the new one included.
         keep_base: False to remove everything that stands there once the new model is committed.
         together: what is to serve beside the new model; what serves is never pruned.
+        overrides: fields of its config.pbtxt to set otherwise, see `triton_repo.overrides`.
 
     Raises:
-        ConfigError: `keep_versions` is no count, or what `together` names cannot serve together.
+        ConfigError: `keep_versions` is no count, what `together` names cannot serve together, or an
+            override is none.
         ArtifactError: a model with several versions cannot stand beside versions of others.
     """
     brought = entry.config_text
     if base is not None and keep_base:
         entry = _with_edited_config(entry, base)
+    if overrides:
+        overridden = (entry.config or NO_CONFIG).overridden(overrides)
+        entry = replace(entry, config=overridden.with_name(entry.name))
     own = None if entry.config_text == brought else brought
     on_disk = frozenset(base.versions if base else ())
     if len(entry.versions) == 1:
@@ -193,7 +201,12 @@ def plan_change(
         else:
             doomed = on_disk - {number}
         single = _plan_single(entry.renumbered(number), source, base, serving, reuse=reuse)
-        change = replace(single, doomed=doomed - single.replaced, own_config=own)
+        change = replace(
+            single,
+            doomed=doomed - single.replaced,
+            own_config=own,
+            overrides=overrides or {},
+        )
         return _checked_together(_with_shared(change, keep_base=keep_base))
     if base is not None and keep_base and not base.ours >= on_disk:
         raise ArtifactError(
@@ -220,6 +233,7 @@ def plan_change(
             config=config,
             load_config=config,
             own_config=own,
+            overrides=overrides or {},
             replaced=on_disk & numbers,
             doomed=on_disk - numbers,
         ),
@@ -364,6 +378,7 @@ def plan_return(
             shared_gone=_gone(base, set(seen.shared)),
             own_config=seen.own_config,
             own_shared=seen.own_shared,
+            overrides=seen.overrides,
             returns=True,
         )
     )

@@ -17,6 +17,7 @@ from tritonclient.grpc import model_config_pb2  # noqa: TID251 - this is the doo
 
 from triton_repo._textproto import set_field
 from triton_repo.errors import ConfigError
+from triton_repo.overrides import WHOLE_CONFIG, set_override
 from triton_repo.tensors import DATATYPES, TensorSpec, datatype_of
 from triton_repo.text import human_size
 
@@ -334,6 +335,36 @@ class ModelConfig:
         numbers = ", ".join(str(version) for version in versions)
         policy = f"version_policy: {{ specific {{ versions: [ {numbers} ] }} }}"
         return self._edited("version_policy", policy, changed)
+
+    def overridden(self, overrides: Mapping[str, str]) -> ModelConfig:
+        """The same file with other values; comments outside of these fields stay.
+
+        Args:
+            overrides: see `triton_repo.overrides`.
+
+        Raises:
+            ConfigError: one is none; `field` names it.
+        """
+        config = self
+        if WHOLE_CONFIG in overrides:
+            config = ModelConfig.parse(overrides[WHOLE_CONFIG], where=f"the {WHOLE_CONFIG} given")
+        for path, text in overrides.items():
+            if path != WHOLE_CONFIG:
+                config = config.with_override(path, text)
+        return config
+
+    def with_override(self, path: str, text: str) -> ModelConfig:
+        """The same with one other value; see `overridden`."""
+        changed = self._copy()
+        name = set_override(changed, path, text)
+        if changed == self._message:
+            return self
+        alone = model_config_pb2.ModelConfig()
+        alone.CopyFrom(changed)
+        for other, _ in changed.ListFields():
+            if other.name != name:
+                alone.ClearField(other.name)
+        return self._edited(name, _print(alone).rstrip(), changed)
 
     def _copy(self) -> model_config_pb2.ModelConfig:
         copy = model_config_pb2.ModelConfig()

@@ -234,7 +234,7 @@ def _edited(config: ModelConfig | None, recorded: DeploymentRecord | None) -> Mo
     """The config.pbtxt on disk, where it is not the one we put there."""
     if config is None or recorded is None or recorded.main is None:
         return config
-    ours = ModelConfig.parse(recorded.main.brought_config)
+    ours = ModelConfig.parse(recorded.main.brought_config).overridden(recorded.main.overrides)
     pinned = ours.pinned(config.pinned_versions) if config.pinned_versions else ours
     return None if config.data in (ours.data, pinned.data) else config
 

@@ -456,6 +456,7 @@ class ModelPlace(ModelView):
             members,
             change.own_config,
             change.own_shared,
+            change.overrides,
         )
         for number, digests in files.items():
             versions[number] = replace(new, files=digests)
@@ -469,6 +470,7 @@ class ModelPlace(ModelView):
                 flavor=flavor,
                 own_config=change.own_config,
                 own_shared=change.own_shared,
+                overrides=change.overrides,
             )
         return DeploymentRecord(
             name=self.name,

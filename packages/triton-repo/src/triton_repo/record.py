@@ -98,6 +98,8 @@ class VersionRecord:
         own_config: the one that its model brought, where another one was tuned in the repository
             and stays in force; None where `config` is the model's own.
         own_shared: the same of files beside config.pbtxt: what the model brought.
+        overrides: fields of config.pbtxt that were set otherwise when it was deployed, see
+            `triton_repo.overrides`; `config` has them.
         flavor: the MLflow flavor it was made from.
         members: how many versions its model brought; several belong together.
         placed_at: when the command that placed it began, ISO 8601 in UTC.
@@ -114,6 +116,7 @@ class VersionRecord:
     members: int = 1
     own_config: str | None = None
     own_shared: Mapping[str, FileDigest] = field(default_factory=dict)
+    overrides: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def brought_config(self) -> str:
@@ -228,6 +231,8 @@ def _version_document(version: VersionRecord) -> dict[str, Any]:
         own["own_config"] = version.own_config
     if version.own_shared:
         own["own_shared"] = _digests_document(version.own_shared)
+    if version.overrides:
+        own["overrides"] = dict(version.overrides)
     return {
         "source": source,
         "files": _digests_document(version.files),
@@ -260,6 +265,7 @@ def _parse_version(document: Mapping[str, Any]) -> VersionRecord:
         members=int(document.get("members", 1)),
         own_config=_text(document, "own_config") if "own_config" in document else None,
         own_shared=_parse_digests(document.get("own_shared", {})),
+        overrides={str(path): str(text) for path, text in document.get("overrides", {}).items()},
     )
 
 

@@ -1,0 +1,313 @@
+"""The `-C` options of the commands: one table that parses them, and that `help` prints."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from mlflow_triton_plugin._values import (
+    as_text,
+    at_least_0,
+    choice,
+    config_file,
+    count,
+    counts,
+    kind,
+    literal,
+    port,
+    seconds,
+    seconds_or_none,
+    shown,
+    size,
+    switch,
+    texted,
+    together,
+)
+from mlflow_triton_plugin.errors import SettingsError
+from triton_repo.config import NO_CONFIG
+from triton_repo.errors import ConfigError
+from triton_repo.scan import Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from triton_repo.change import Together
+
+__all__ = [
+    "CONFIGURING",
+    "DEFAULT_KEEP_VERSIONS",
+    "OPTIONS",
+    "OVERRIDES",
+    "OVERRIDE_PREFIXES",
+    "OnConflict",
+    "Options",
+    "Validate",
+    "parse_options",
+]
+
+OnConflict = Literal["fail", "adopt", "replace"]
+Validate = Literal["false", "load", "true"]
+
+DEFAULT_KEEP_VERSIONS = 2
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `-C` (or `config=` in Python) said, with defaults filled in; see `OPTIONS`.
+
+    `overrides` are fields of config.pbtxt, see `triton_repo.overrides`; None takes one back.
+    """
+
+    on_conflict: OnConflict = "fail"
+    keep_versions: int | None = None
+    serve_versions: Together | None = None
+    validate: Validate = "false"
+    validate_tolerance: float = 1e-3
+    max_files: int = Limits.files
+    max_size_bytes: int = Limits.size_bytes
+    load_timeout_s: float = 600.0
+    lock_timeout_s: float = 0.0
+    overrides: Mapping[str, str | None] = field(default_factory=dict)
+    grpc_port: int = 8001
+    http_port: int = 8000
+
+    @property
+    def limits(self) -> Limits:
+        """How much a model may hold."""
+        return Limits(files=self.max_files, size_bytes=self.max_size_bytes)
+
+    @property
+    def tries_apart(self) -> bool:
+        """Whether a model is loaded apart before it serves anybody."""
+        return self.validate != "false"
+
+
+@dataclass(frozen=True)
+class _Option:
+    """One row: how it is parsed, which commands take it, and what `help` says."""
+
+    field: str
+    parse: Callable[[Any, str], Any]
+    commands: tuple[str, ...]
+    help: str
+
+
+@dataclass(frozen=True)
+class _Override:
+    """One row for a field of config.pbtxt: its path in `triton_repo.overrides`, and the same."""
+
+    path: str
+    parse: Callable[[Any, str], str]
+    help: str
+
+
+#: The commands that a config.pbtxt is made by.
+CONFIGURING = ("create", "update", "run-local")
+#: Fields of config.pbtxt. What was set stays set when an update does not name it.
+OVERRIDES: dict[str, _Override] = {
+    "max_batch_size": _Override(
+        "max_batch_size", texted(count(0)), "rows that a request or a joined batch may have"
+    ),
+    "dynamic_batching": _Override(
+        "dynamic_batching", switch("{}"), "whether Triton joins requests that wait: true or false"
+    ),
+    "max_queue_delay_microseconds": _Override(
+        "dynamic_batching.max_queue_delay_microseconds",
+        texted(count(0)),
+        "how long a request waits for others to be joined with",
+    ),
+    "preferred_batch_size": _Override(
+        "dynamic_batching.preferred_batch_size", counts, "batches that are sent at once, 4,8"
+    ),
+    "priority_levels": _Override(
+        "dynamic_batching.priority_levels", texted(count(0)), "how many priorities requests have"
+    ),
+    "default_priority_level": _Override(
+        "dynamic_batching.default_priority_level",
+        texted(count(0)),
+        "the priority of a request that names none",
+    ),
+    "instance_count": _Override(
+        "instance_group.count", texted(count(1)), "instances of the model, on each GPU it is on"
+    ),
+    "instance_kind": _Override(
+        "instance_group.kind", kind, "where they are: auto, cpu, gpu or model"
+    ),
+    "gpus": _Override("instance_group.gpus", counts, "the GPUs that they are on, 0,1"),
+    "response_cache": _Override(
+        "response_cache.enable",
+        switch("true"),
+        "whether answers are kept for the same request; the server needs --cache-config",
+    ),
+    "config": _Override(
+        "config", config_file, "a config.pbtxt on this machine, in the place of the model's own"
+    ),
+}
+#: Any other field: what an option begins with, how `help` calls it, and what it is.
+OVERRIDE_PREFIXES = {
+    "parameters.": ("parameters.KEY", "a parameter of the backend"),
+    "config.": (
+        "config.FIELD",
+        (
+            "any other field of config.pbtxt, in protobuf's text format, such as "
+            "config.instance_group.rate_limiter.priority=2"
+        ),
+    ),
+}
+#: Takes an override back: the model's own value counts again.
+DEFAULT = "default"
+
+OPTIONS: dict[str, _Option] = {
+    "on_conflict": _Option(
+        "on_conflict",
+        choice(OnConflict),
+        ("create",),
+        "what to do with a model of this name that is in the repository and was not deployed by "
+        "MLflow: fail (default), adopt (its versions stay beside the new one) or replace (it is "
+        "removed once the new one serves)",
+    ),
+    "keep_versions": _Option(
+        "keep_versions",
+        count(1),
+        ("create", "update"),
+        "how many version directories may stay on disk, those that serve included; default 2. "
+        "What serves always stays; update -C serve_versions without a model URI keeps all",
+    ),
+    "serve_versions": _Option(
+        "serve_versions",
+        together,
+        ("create", "update"),
+        "serve several versions at once: their numbers (6,7), or latest:2 for the one deployed and "
+        "the highest of the others; update without a model URI changes nothing else. predict asks "
+        "one of them as NAME/6. Default: the version deployed, alone",
+    ),
+    "validate": _Option(
+        "validate",
+        choice(Validate, ignore_case=True),
+        ("create", "update"),
+        "load: before the model serves anybody, load it apart, under a name that no client knows. "
+        "true: also send it the input example it was logged with; errors, wrong names, shapes or "
+        "types and values that are not finite refuse it, and so do other values than those of a "
+        "logged output_example.json. Both take a second load, and gRPC. Default false",
+    ),
+    "validate_tolerance": _Option(
+        "validate_tolerance",
+        at_least_0,
+        ("create", "update"),
+        "how far validate lets a floating-point value be from the logged one, relatively and "
+        "absolutely; default 0.001",
+    ),
+    "max_size": _Option(
+        "max_size_bytes",
+        size,
+        ("create", "update", "run-local"),
+        "how large a model may be before it is refused, such as 20GB; default 1TB",
+    ),
+    "max_files": _Option(
+        "max_files",
+        count(1),
+        ("create", "update", "run-local"),
+        f"how many files and directories it may have; default {Limits.files}",
+    ),
+    "load_timeout": _Option(
+        "load_timeout_s",
+        seconds,
+        ("create", "update", "delete", "run-local"),
+        "seconds that Triton may take to load or unload the model; default 600",
+    ),
+    "lock_timeout": _Option(
+        "lock_timeout_s",
+        seconds_or_none,
+        ("create", "update", "delete"),
+        "seconds to wait for another command that is changing the same deployment; default 0",
+    ),
+    "grpc_port": _Option(
+        "grpc_port", port, ("run-local",), "port of the local server; 0 for any; default 8001"
+    ),
+    "http_port": _Option(
+        "http_port", port, ("run-local",), "port of the local server; 0 for any; default 8000"
+    ),
+}
+
+
+def parse_options(config: Mapping[str, Any] | None, *, command: str) -> Options:
+    """Read the options of one command.
+
+    Args:
+        config: strings from the CLI, or real types from Python.
+        command: `create`, `update`, `delete` or `run-local`.
+
+    Raises:
+        SettingsError: an option is unknown, not for this command, or its value is wrong.
+    """
+    if config is not None and not isinstance(config, Mapping):
+        raise SettingsError(
+            f"config is {shown(config)}; a dict of options belongs there, such as "
+            "{'keep_versions': 3}",
+            setting="config",
+        )
+    parsed: dict[str, Any] = {}
+    overrides: dict[str, str | None] = {}
+    for key, value in (config or {}).items():
+        option = OPTIONS.get(key)
+        if option is not None and command in option.commands:
+            parsed[option.field] = option.parse(value, f"-C {key}")
+        elif command in CONFIGURING and _is_override(key):
+            overrides |= _overridden(key, value)
+        else:
+            raise SettingsError(_unknown_option(as_text(key), command), setting=as_text(key))
+    return Options(**parsed, overrides=overrides)
+
+
+def _is_override(key: Any) -> bool:
+    return (
+        key in OVERRIDES
+        or (
+            isinstance(key, str)
+            and any(key.startswith(each) and key != each for each in OVERRIDE_PREFIXES)
+        )
+        or key == "parameters"
+    )
+
+
+def _overridden(key: str, value: Any) -> dict[str, str | None]:
+    """The fields of config.pbtxt that one option sets; None for the model's own value."""
+    setting = f"-C {key}"
+    if key == "parameters":  # from Python
+        if not isinstance(value, Mapping):
+            raise SettingsError(
+                f"{setting} is {shown(value)}; a dict belongs there, or parameters.KEY=VALUE",
+                setting=setting,
+            )
+        given = {f"parameters.{name}": literal(each, setting) for name, each in value.items()}
+        return _checked(given, setting)
+    override = OVERRIDES.get(key)
+    path = override.path if override is not None else key.removeprefix("config.")
+    if value == DEFAULT:
+        return {path: None}
+    parse = override.parse if override is not None else literal
+    return _checked({path: parse(value, setting)}, setting)
+
+
+def _checked(overrides: dict[str, str], setting: str) -> dict[str, str | None]:
+    """Make sure that these are fields and values of Triton's own configuration.
+
+    Raises:
+        SettingsError: one is not.
+    """
+    try:
+        NO_CONFIG.overridden(overrides)
+    except ConfigError as exc:
+        raise SettingsError(f"{setting}: {exc}", setting=setting) from exc
+    return {**overrides}
+
+
+def _unknown_option(key: str, command: str) -> str:
+    known = [name for name, option in OPTIONS.items() if command in option.commands]
+    if command in CONFIGURING:
+        known += [*OVERRIDES, *(name for name, _ in OVERRIDE_PREFIXES.values())]
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(known)}"
+    return f"-C {key} is not an option of {command}; {hint}"
