@@ -19,6 +19,7 @@ import predict
 import rollback
 import s3
 
+import pyfunc
 from mlflow_triton_plugin.local import LocalTriton
 
 BENCHMARKS = {
@@ -29,6 +30,7 @@ BENCHMARKS = {
     "durable": durable.run,
     "list": listing.run,
     "s3": s3.run,
+    "pyfunc": pyfunc.run,
 }
 
 
