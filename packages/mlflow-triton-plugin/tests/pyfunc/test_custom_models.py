@@ -10,6 +10,8 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import tritonclient.grpc
+from mlflow.deployments import get_deploy_client
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature, infer_signature
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
@@ -20,6 +22,7 @@ from . import custom
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from mlflow_triton_plugin.local import LocalTriton
     from mlflow_triton_plugin.plugin import TritonDeploymentClient
 
     from .conftest import Deploy
@@ -311,3 +314,53 @@ def test_a_model_without_a_signature_is_refused_with_the_line_that_adds_one(
     with pytest.raises(MlflowException, match=r"set_signature\(model_uri, ") as raised:
         pyfunc_client.create_deployment("unsigned", info.model_uri)
     assert raised.value.error_code == "INVALID_PARAMETER_VALUE"
+
+
+def test_the_same_over_http(
+    deploy: Deploy, pyfunc_triton: LocalTriton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame = pd.DataFrame({"x": [1.0]})
+    params = {"factor": 2.0, "more": [0.5]}
+    signature = infer_signature(frame, frame["x"], params=params)
+    scaled, _uri = deploy(custom.Scaled(), signature=signature)
+    lookup, uri = deploy(custom.Lookup())
+    monkeypatch.setenv("TRITON_URL", pyfunc_triton.http_url)
+    client = get_deploy_client("triton")
+    asked = {"inputs": {"x": [1.0, 2.0]}, "params": {"factor": 10.5, "more": [1.0]}}
+    assert client.predict(scaled, asked)["outputs"]["x"].reshape(-1).tolist() == [11.5, 22.0]
+    given = [{"a": 1}, {"b": 3}]
+    answered = client.predict(lookup, given)["outputs"]["predictions"]
+    assert answered.reshape(-1).tolist() == in_process(uri, given)
+
+
+def test_parameters_of_other_clients_reach_the_model(
+    deploy: Deploy, pyfunc_triton: LocalTriton
+) -> None:
+    """Under their own names; those that the model does not take are somebody else's."""
+    frame = pd.DataFrame({"x": [1.0]})
+    params = {"factor": 2.0, "more": [0.5]}
+    signature = infer_signature(frame, frame["x"], params=params)
+    name, _uri = deploy(custom.Scaled(), signature=signature)
+    tensor = tritonclient.grpc.InferInput("x", [1, 1], "FP64")
+    tensor.set_data_from_numpy(np.array([[3.0]]))
+    asked = {"factor": 3, "more": "[0.25]", "gateway": "eu"}
+    with tritonclient.grpc.InferenceServerClient(pyfunc_triton.grpc_url) as raw:
+        answered = raw.infer(name, [tensor], parameters=asked).as_numpy("x")
+    assert answered.tolist() == [[9.25]]
+
+
+@pytest.mark.parametrize("form", ["frame", "strings"])
+def test_a_model_answers_its_own_example_before_anybody_elses(
+    pyfunc_client: TritonDeploymentClient, form: str
+) -> None:
+    if form == "frame":
+        signature = infer_signature(FRAME, custom.Shaped("array").predict(None, FRAME))
+        info = log_pyfunc(custom.Shaped("array"), signature=signature, input_example=FRAME)
+    else:
+        info = log_pyfunc(custom.Upper(), input_example=["a", "é"])
+    name = f"example-{form}"
+    pyfunc_client.create_deployment(name, info.model_uri, config={"validate": "true"})
+    try:
+        assert pyfunc_client.get_deployment(name)["state"] == "READY"
+    finally:
+        pyfunc_client.delete_deployment(name)
