@@ -1,16 +1,16 @@
 # ruff: noqa: ARG002 - the arguments are MLflow's
-"""Models of every kind that `mlflow.pyfunc` takes. They go to the server by value."""
+"""Models of every kind that `mlflow.pyfunc` takes. They go to the server by value.
 
-from __future__ import annotations
+Annotations are objects here, not strings: cloudpickle, when it loads a class that this process
+defined, gives it the methods of the pickle, whose globals are only what they use.
+"""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from mlflow.pyfunc.model import PythonModel
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 class Echo(PythonModel):
