@@ -74,6 +74,26 @@ def test_they_are_set_and_stay_set(
     assert served()["dynamic_batching"]["preferred_batch_size"] == [4, 8]
 
 
+def test_the_rate_limiter_is_told_what_an_instance_takes(
+    client: TritonDeploymentClient,
+    name: str,
+    scale: str,
+    served: Callable[[], dict[str, Any]],
+) -> None:
+    for resources in ("GPU_MEM=4,R2=1", {"GPU_MEM": 4, "R2": "1"}):
+        client.create_deployment(
+            name,
+            f"{scale}/1",
+            config={"rate_limiter_resources": resources, "rate_limiter_priority": "2"},
+        )
+        (group,) = served()["instance_group"]
+        assert group["rate_limiter"] == {
+            "resources": [{"name": "GPU_MEM", "count": 4}, {"name": "R2", "count": 1}],
+            "priority": 2,
+        }
+        client.delete_deployment(name)
+
+
 def test_another_value_copies_nothing(
     client: TritonDeploymentClient,
     name: str,
@@ -177,6 +197,9 @@ def test_a_plan_shows_them(
     [
         ({"max_batch_size": "x"}, "-C max_batch_size is 'x'"),
         ({"max_batchsize": 8}, "did you mean max_batch_size?"),
+        ({"dry_run": True}, "`mlflow-triton plan` shows what create would do"),
+        ({"rate_limiter_resources": "R1"}, "-C rate_limiter_resources is ''"),
+        ({"rate_limiter_resources": 4}, "such as R1=4,R2=1"),
         ({"config.max_batchsize": 8}, "did you mean max_batch_size?"),
         ({"config.name": '"x"'}, "set by deploying"),
         ({"config": "/no/such/file"}, "No such file"),

@@ -254,3 +254,67 @@ def test_every_version_on_disk_is_listed_with_its_source_digest_and_time(
         assert seen["placed_at"].endswith("+00:00")
     assert len({seen["digest"] for seen in described["versions"].values()}) == 3
     assert described in client.list_deployments()
+
+
+def test_a_version_can_have_a_number_of_its_own(
+    client: TritonDeploymentClient, name: str, scales: str, repository: Path
+) -> None:
+    client.create_deployment(name, f"models:/{scales}/1", config={"version": "40"})
+    assert client.get_deployment(name)["served_versions"] == [40]
+    updated = client.update_deployment(name, f"models:/{scales}/2", config={"version": 7})
+    assert updated["served_versions"] == [7]
+    assert factor(client, f"{name}/7") == 2
+    assert sorted(each.name for each in (repository / name).iterdir() if each.is_dir()) == [
+        "40",
+        "7",
+    ]
+    # without a model it is one that is there
+    assert client.update_deployment(name, config={"version": 40})["served_versions"] == [40]
+    assert factor(client, name) == 1
+
+
+def test_the_model_that_serves_can_get_another_number(
+    client: TritonDeploymentClient, three: str, scales: str
+) -> None:
+    for version in (3, 1):  # the one that serves, and one that is kept
+        updated = client.update_deployment(
+            three, f"models:/{scales}/{version}", config={"version": version * 11}
+        )
+        assert updated["served_versions"] == [version * 11]
+        assert factor(client, three) == version
+
+
+@pytest.mark.parametrize(
+    ("version", "model", "said"),
+    [
+        (2, 4, "version=2: .* has another model's version 2; 4 is free"),
+        (9, None, r"has no version 9 \(there is 1, 2, 3\); give --model-uri, too"),
+        (0, 4, "a whole number from 1"),
+    ],
+)
+def test_a_number_that_is_taken_or_is_not_there_is_refused(
+    client: TritonDeploymentClient,
+    three: str,
+    scales: str,
+    snapshot: Callable[[str], dict[str, bytes]],
+    version: int,
+    model: int | None,
+    said: str,
+) -> None:
+    before = snapshot(three)
+    uri = f"models:/{scales}/{model}" if model else None
+    with pytest.raises(MlflowException, match=said) as raised:
+        client.update_deployment(three, uri, config={"version": version})
+    assert error_of(raised)[0] == "INVALID_PARAMETER_VALUE"
+    assert snapshot(three) == before
+    assert factor(client, three) == 3
+
+
+def test_a_model_with_several_versions_keeps_their_numbers(
+    client: TritonDeploymentClient, name: str, tmp_path: Path
+) -> None:
+    sources = [python_source(f"x * {factor}") for factor in (1, 2)]
+    python_directory(tmp_path / "model", *sources)
+    (tmp_path / "MLmodel").write_text('{"flavors": {"triton": {"data": "model"}}}')
+    with pytest.raises(MlflowException, match=r"brings versions of its own \(1, 2\)"):
+        client.create_deployment(name, str(tmp_path), config={"version": 3})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -18,6 +19,7 @@ __all__ = [
     "LAST_PORT",
     "as_text",
     "at_least_0",
+    "batch_sizes",
     "choice",
     "config_file",
     "count",
@@ -25,6 +27,7 @@ __all__ = [
     "kind",
     "literal",
     "port",
+    "resources",
     "seconds",
     "seconds_or_none",
     "shown",
@@ -150,6 +153,34 @@ def counts(value: Any, setting: str) -> str:
     """`4,8`; from Python also `[4, 8]` and `4`."""
     listed = value if isinstance(value, (list, tuple)) else as_text(value).split(",")
     return f"[{', '.join(str(count(0)(each, setting)) for each in listed)}]"
+
+
+def batch_sizes(value: Any, setting: str) -> str:
+    """`1,8`, in ascending order; true is 1, false is none: an empty text."""
+    said = as_text(value).strip().lower()
+    if said in ("true", "false"):
+        return "1" if said == "true" else ""
+    listed = value if isinstance(value, (list, tuple)) else said.split(",")
+    return ",".join(str(size) for size in sorted({count(1)(each, setting) for each in listed}))
+
+
+def resources(value: Any, setting: str) -> str:
+    """`R1=4,R2=1` of Triton's rate limiter; from Python also `{"R1": 4}`."""
+    if isinstance(value, Mapping):
+        pairs = [(as_text(name), each) for name, each in value.items()]
+    else:
+        pairs = (
+            [(name, each) for name, _, each in (text.partition("=") for text in value.split(","))]
+            if isinstance(value, str)
+            else []
+        )
+    if not pairs or not all(re.fullmatch(r"[\w.-]+", name) for name, _ in pairs):
+        raise SettingsError(
+            f"{setting} is {shown(value)}; names and counts belong there, such as R1=4,R2=1",
+            setting=setting,
+        )
+    listed = (f'{{ name: "{name}" count: {count(1)(each, setting)} }}' for name, each in pairs)
+    return f"[{', '.join(listed)}]"
 
 
 def switch(on: str) -> Callable[[Any, str], str]:

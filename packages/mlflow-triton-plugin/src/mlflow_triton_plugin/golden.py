@@ -23,6 +23,7 @@ from triton_repo.text import human_size, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from triton_repo.artifact import ModelArtifact
     from triton_repo.tensors import TensorSpec
 
-__all__ = ["GoldenExample", "read_example"]
+__all__ = ["GoldenExample", "input_example", "read_example"]
 
 #: As JSON it takes many times as much memory.
 _MAX_EXAMPLE_BYTES = 50_000_000
@@ -97,6 +98,23 @@ def read_example(artifact: ModelArtifact, *, tolerance: float) -> GoldenExample:
     Raises:
         ArtifactError: there is no input example, or it cannot be read.
     """
+    example = input_example(artifact, needed_by="validate=true")
+    outputs = artifact.find(OUTPUT_EXAMPLE)
+    if outputs is not None:
+        _check_size(outputs)
+    return GoldenExample(example, outputs.read_bytes() if outputs else b"", tolerance)
+
+
+def input_example(artifact: ModelArtifact, *, needed_by: str) -> Any:
+    """The input example a model was logged with, in a form that `predict` takes.
+
+    Args:
+        artifact: the model.
+        needed_by: the option that asks for it.
+
+    Raises:
+        ArtifactError: there is none, or it cannot be read.
+    """
     try:
         model = Model.load(str(artifact.root))
         info = dict(model.saved_input_example_info or {})
@@ -104,24 +122,25 @@ def read_example(artifact: ModelArtifact, *, tolerance: float) -> GoldenExample:
         raise ArtifactError(f"MLflow cannot read the model's MLmodel: {one_line(exc)}") from exc
     if not info:
         raise ArtifactError(
-            "the model was logged without an input example, and validate=true needs one; log it "
-            "with input_example=…, or leave validate out"
+            f"the model was logged without an input example, and {needed_by} needs one; log it "
+            f"with input_example=…, or leave {needed_by.partition('=')[0]} out"
         )
     example = artifact.path(
         info.get("artifact_path", ""), said_by="MLmodel's saved_input_example_info"
     )
-    outputs = artifact.find(OUTPUT_EXAMPLE)
-    for each in (example, outputs):
-        if each is not None and each.stat().st_size > _MAX_EXAMPLE_BYTES:
-            raise ArtifactError(
-                f"{each} is larger than {human_size(_MAX_EXAMPLE_BYTES)}; log the model with an "
-                "example of a few rows"
-            )
+    _check_size(example)
     try:
-        inputs = model.load_input_example(str(artifact.root))
+        return model.load_input_example(str(artifact.root))
     except Exception as exc:  # as above
         raise ArtifactError(f"the model's input example cannot be read: {one_line(exc)}") from exc
-    return GoldenExample(inputs, outputs.read_bytes() if outputs else b"", tolerance)
+
+
+def _check_size(example: Path) -> None:
+    if example.stat().st_size > _MAX_EXAMPLE_BYTES:
+        raise ArtifactError(
+            f"{example} is larger than {human_size(_MAX_EXAMPLE_BYTES)}; log the model with an "
+            "example of a few rows"
+        )
 
 
 def _failed(server: TritonServer, model: str, why: str) -> GoldenCheckError:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mlflow_triton_plugin._values import (
     as_text,
     at_least_0,
+    batch_sizes,
     choice,
     config_file,
     count,
@@ -17,6 +18,7 @@ from mlflow_triton_plugin._values import (
     kind,
     literal,
     port,
+    resources,
     seconds,
     seconds_or_none,
     shown,
@@ -28,6 +30,7 @@ from mlflow_triton_plugin._values import (
 from mlflow_triton_plugin.errors import SettingsError
 from triton_repo.config import NO_CONFIG
 from triton_repo.errors import ConfigError
+from triton_repo.overrides import WARMUP
 from triton_repo.scan import Limits
 
 if TYPE_CHECKING:
@@ -63,6 +66,7 @@ class Options:
     on_conflict: OnConflict = "fail"
     keep_versions: int | None = None
     serve_versions: Together | None = None
+    version: int | None = None
     validate: Validate = "false"
     validate_tolerance: float = 1e-3
     max_files: int = Limits.files
@@ -135,11 +139,27 @@ OVERRIDES: dict[str, _Override] = {
     "instance_kind": _Override(
         "instance_group.kind", kind, "where they are: auto, cpu, gpu or model"
     ),
+    "rate_limiter_resources": _Override(
+        "instance_group.rate_limiter.resources",
+        resources,
+        "what an instance takes of the server's --rate-limit-resource while it runs, R1=4,R2=1",
+    ),
+    "rate_limiter_priority": _Override(
+        "instance_group.rate_limiter.priority",
+        texted(count(1)),
+        "its share where instances of several models wait for resources: 1 is served most",
+    ),
     "gpus": _Override("instance_group.gpus", counts, "the GPUs that they are on, 0,1"),
     "response_cache": _Override(
         "response_cache.enable",
         switch("true"),
         "whether answers are kept for the same request; the server needs --cache-config",
+    ),
+    "warmup": _Override(
+        WARMUP,
+        batch_sizes,
+        "what the server asks the model while it loads: the first row of the input example that it "
+        "was logged with, in batches of these sizes, 1,8; true for one row",
     ),
     "config": _Override(
         "config", config_file, "a config.pbtxt on this machine, in the place of the model's own"
@@ -182,6 +202,13 @@ OPTIONS: dict[str, _Option] = {
         "serve several versions at once: their numbers (6,7), or latest:2 for the one deployed and "
         "the highest of the others; update without a model URI changes nothing else. predict asks "
         "one of them as NAME/6. Default: the version deployed, alone",
+    ),
+    "version": _Option(
+        "version",
+        count(1),
+        ("create", "update"),
+        "the number of the model's version directory; default the registry's version, or the next "
+        "free one. update without a model URI serves this version again, from what is on disk",
     ),
     "validate": _Option(
         "validate",
@@ -305,6 +332,8 @@ def _checked(overrides: dict[str, str], setting: str) -> dict[str, str | None]:
 
 
 def _unknown_option(key: str, command: str) -> str:
+    if key.replace("-", "_") == "dry_run":  # MLflow's command line would say that it was created
+        return f"-C {key} is no option; `mlflow-triton plan` shows what {command} would do"
     known = [name for name, option in OPTIONS.items() if command in option.commands]
     if command in CONFIGURING:
         known += [*OVERRIDES, *(name for name, _ in OVERRIDE_PREFIXES.values())]

@@ -22,13 +22,14 @@ from mlflow_triton_plugin.choice import (
 from mlflow_triton_plugin.fetch import fetched, resolve
 from mlflow_triton_plugin.golden import read_example
 from mlflow_triton_plugin.options import DEFAULT_KEEP_VERSIONS
+from mlflow_triton_plugin.warming import effective_overrides, warmed
 from triton_repo.change import Change, Together, plan_change, plan_return
-from triton_repo.errors import ArtifactError, DeploymentExistsError
+from triton_repo.errors import ArtifactError, ConfigError, DeploymentExistsError
 from triton_repo.flavors import choose_flavor, convert
 from triton_repo.placement import PlaceState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from mlflow_triton_plugin.fetch import RemoteArtifacts, ResolvedModel
     from mlflow_triton_plugin.golden import GoldenExample
@@ -90,7 +91,9 @@ class Planner:
         if place.state_to_change() is not PlaceState.DEPLOYED:
             raise not_deployed(place)
         base = place.take_stock()
-        together = options.serve_versions or (served_together(base) if model_uri is None else None)
+        together = options.serve_versions
+        if model_uri is None and together is None:
+            together = _version_there(place, base, options) or served_together(base)
         set_anew = options.tries_apart or bool(options.overrides)
         if model_uri is None and together is not None and not set_anew:
             yield _planned(place, _chosen(place, base, together, options))
@@ -99,6 +102,7 @@ class Planner:
         kept = None if set_anew else kept_version(base, model)
         if (
             kept is not None
+            and options.version in (None, kept)
             and flavor in (None, base.versions[kept].flavor)
             and is_intact(place, base, kept)
         ):
@@ -154,37 +158,40 @@ class Planner:
         keep_base = options.on_conflict != "replace" or is_ours(base)
         if base is not None and keep_base:
             check_config(place, base)
-        wanted = model.source.registered_version
+        wanted = options.version or model.source.registered_version
+        overrides = effective_overrides(_set_before(base if keep_base else None), options.overrides)
         with fetched(model, self.remote, flavor, options.limits) as found_model:
             artifact = found_model.artifact
-            entry = convert(
+            converted = convert(
                 artifact,
                 flavor=choose_flavor(artifact, flavor),
                 name=place.name,
                 version=wanted or 1,
             ).from_origins(found_model.origins)
-            plan = partial(
-                plan_change,
-                entry,
-                model.source,
-                wanted_version=wanted,
-                keep_versions=options.keep_versions or DEFAULT_KEEP_VERSIONS,
-                keep_base=keep_base,
-                together=options.serve_versions,
-                overrides=_effective(base if keep_base else None, options),
-            )
-            change = plan(base=base)
-            if base is not None and change.reuse is not None:
-                recorded = base.versions[change.reuse].files
-                found = place.digests_of(change.reuse, recorded)
-                if found != recorded:  # damaged: it is placed anew
-                    change = plan(base=base.with_files(change.reuse, found))
-            example = (
-                read_example(artifact, tolerance=options.validate_tolerance)
-                if options.validate == "true"
-                else None
-            )
-            yield _planned(place, change, example)
+            with warmed(converted, artifact, overrides) as (entry, set_now):
+                plan = partial(
+                    plan_change,
+                    entry,
+                    model.source,
+                    wanted_version=wanted,
+                    keep_versions=options.keep_versions or DEFAULT_KEEP_VERSIONS,
+                    keep_base=keep_base,
+                    together=options.serve_versions,
+                    overrides=set_now,
+                )
+                change = plan(base=base)
+                if base is not None and change.reuse is not None:
+                    recorded = base.versions[change.reuse].files
+                    found = place.digests_of(change.reuse, recorded)
+                    if found != recorded:  # damaged: it is placed anew
+                        change = plan(base=base.with_files(change.reuse, found))
+                _refuse_another_version(place, change, options)
+                example = (
+                    read_example(artifact, tolerance=options.validate_tolerance)
+                    if options.validate == "true"
+                    else None
+                )
+                yield _planned(place, change, example)
 
 
 def _planned(place: ModelPlace, change: Change, example: GoldenExample | None = None) -> Planned:
@@ -197,11 +204,47 @@ def _planned(place: ModelPlace, change: Change, example: GoldenExample | None = 
     return Planned(change, example)
 
 
-def _effective(base: Stock | None, options: Options) -> dict[str, str]:
-    """What was set of config.pbtxt when it was deployed, and what is set now."""
+def _set_before(base: Stock | None) -> Mapping[str, str]:
+    """What was set of config.pbtxt when it was deployed."""
     main = base.recorded.main if base is not None and base.recorded is not None else None
-    wanted = {**(main.overrides if main is not None else {}), **options.overrides}
-    return {path: text for path, text in wanted.items() if text is not None}
+    return main.overrides if main is not None else {}
+
+
+def _version_there(place: ModelPlace, base: Stock, options: Options) -> Together | None:
+    """What `version` says without a model: a version on disk.
+
+    Raises:
+        ConfigError: there is none of this number.
+    """
+    version = options.version
+    if version is None:
+        return None
+    if version not in base.versions:
+        there = ", ".join(str(each) for each in sorted(base.versions))
+        raise ConfigError(
+            f"{place.uri} has no version {version} (there is {there or 'none'}); give --model-uri, "
+            f"too, to place a model as version {version}",
+            field="version",
+        )
+    return Together(versions=(version,))
+
+
+def _refuse_another_version(place: ModelPlace, change: Change, options: Options) -> None:
+    """Make sure that the model gets the number that was asked for.
+
+    Raises:
+        ConfigError: another model has it, or this one brings versions of its own.
+    """
+    version = options.version
+    if version is None or (len(change.entry.versions) == 1 and version in change.entry.versions):
+        return
+    if len(change.entry.versions) > 1:
+        brought = ", ".join(str(each) for each in sorted(change.entry.versions))
+        why = f"the model brings versions of its own ({brought}); leave version out"
+    else:
+        free = next(iter(change.entry.versions))
+        why = f"{place.uri} has another model's version {version}; {free} is free"
+    raise ConfigError(f"version={version}: {why}", field="version")
 
 
 def _chosen(place: ModelPlace, base: Stock, together: Together, options: Options) -> Change:

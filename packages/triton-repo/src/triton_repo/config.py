@@ -17,7 +17,7 @@ from tritonclient.grpc import model_config_pb2  # noqa: TID251 - this is the doo
 
 from triton_repo._textproto import set_field
 from triton_repo.errors import ConfigError
-from triton_repo.overrides import WHOLE_CONFIG, set_override
+from triton_repo.overrides import NO_FIELDS, WHOLE_CONFIG, set_override
 from triton_repo.tensors import DATATYPES, TensorSpec, datatype_of
 from triton_repo.text import human_size
 
@@ -197,6 +197,11 @@ class ModelConfig:
         return tuple(_spec(tensor, "output") for tensor in self._message.output)
 
     @property
+    def parameters(self) -> dict[str, str]:
+        """Parameters of the backend."""
+        return {key: each.string_value for key, each in self._message.parameters.items()}
+
+    @property
     def pinned_versions(self) -> tuple[int, ...]:
         """The versions `version_policy: { specific }` names; empty under any other policy."""
         return tuple(self._message.version_policy.specific.versions)
@@ -349,7 +354,7 @@ class ModelConfig:
         if WHOLE_CONFIG in overrides:
             config = ModelConfig.parse(overrides[WHOLE_CONFIG], where=f"the {WHOLE_CONFIG} given")
         for path, text in overrides.items():
-            if path != WHOLE_CONFIG:
+            if path not in NO_FIELDS:
                 config = config.with_override(path, text)
         return config
 

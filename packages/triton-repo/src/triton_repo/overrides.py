@@ -4,7 +4,8 @@ An override is a path and a text: `max_batch_size` and `8`,
 `dynamic_batching.preferred_batch_size` and `[4, 8]`, `parameters.THREADS` and `2`,
 `instance_group.count` and `2` (of each group). The text is the field's value in protobuf's text
 format; an empty one takes the field out. The path `config` has a whole config.pbtxt as text, which
-stands in the place of the model's.
+stands in the place of the model's. The path `warmup` is no field: it says from what batch sizes
+`model_warmup` was made of the model's input example, and is kept for the next model's.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from triton_repo.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["WHOLE_CONFIG", "set_override"]
+__all__ = ["NO_FIELDS", "WARMUP", "WHOLE_CONFIG", "set_override"]
 
-WHOLE_CONFIG = "config"
+WHOLE_CONFIG, WARMUP = "config", "warmup"
+#: Paths that no field has.
+NO_FIELDS = frozenset({WHOLE_CONFIG, WARMUP})
 #: What deploying itself decides.
 _OURS = ("name", "version_policy")
 

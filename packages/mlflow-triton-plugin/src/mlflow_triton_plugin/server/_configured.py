@@ -12,9 +12,10 @@ from triton_repo.flavors.pyfunc import JSON_INPUTS, JSON_OUTPUTS, PARAMS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from triton_repo.config import ModelConfig
     from triton_repo.tensors import TensorSpec
 
-__all__ = ["Configured"]
+__all__ = ["Configured", "schema_of"]
 
 
 @dataclass(frozen=True)
@@ -62,3 +63,15 @@ class Configured:
         except (ValueError, RecursionError):
             return []
         return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def schema_of(config: ModelConfig, *, model: str) -> ModelSchema:
+    """What a model takes by its config.pbtxt, as its server would say it."""
+    batch = (-1,) if config.max_batch_size > 0 else ()
+    inputs, outputs = (
+        tuple(replace(spec, shape=batch + spec.shape) for spec in side)
+        for side in (config.inputs, config.outputs)
+    )
+    optional = frozenset(spec.name for spec in inputs if spec.optional)
+    configured = Configured(optional, config.max_batch_size, config.parameters)
+    return configured.schema(model, "", inputs, outputs)
