@@ -75,6 +75,9 @@ def test_a_shape_fits_if_every_dimension_is_equal_or_variable(
     array = np.zeros(shape, np.float32)
     if len(shape) == len(wanted) and all(w in (-1, s) for s, w in zip(shape, wanted, strict=True)):
         assert to_tensors({"x": array}, model(*wanted, max_batch_size=0))["x"] is array
+    elif len(shape) == 1 and wanted in ((-1, 1), (-1, 1, 1), (-1, 1, 1, 1)):  # one value a row
+        tensor = to_tensors({"x": array}, model(*wanted, max_batch_size=0))["x"]
+        assert tensor.shape == (*shape, *wanted[1:])
     else:
         message = refusal({"x": array}, model(*wanted, max_batch_size=0))
         assert f"input x: shape {list(shape)} is not the model's {list(wanted)}; " in message
@@ -144,6 +147,11 @@ def test_a_batch_of_max_batch_size_is_sent_and_one_more_is_refused() -> None:
     assert to_tensors([[1, 2]] * 8, model(-1, 2))["x"].shape == (8, 2)
     message = refusal([[1, 2]] * 9, model(-1, 2))
     assert "9 rows are more than m/3 takes at once (max_batch_size 8)" in message
+
+
+def test_no_rows_are_no_batch() -> None:
+    """Triton would say that the bytes of one row are missing."""
+    assert "input x has no rows" in refusal(np.zeros((0, 2)), model(-1, 2))
 
 
 def test_batches_of_different_sizes_are_refused_naming_both() -> None:

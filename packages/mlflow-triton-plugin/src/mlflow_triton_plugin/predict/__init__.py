@@ -134,6 +134,10 @@ def _check_batch(tensors: Mapping[str, NDArray[Any]], schema: ModelSchema) -> No
             f"the batch dimensions differ: {said} rows; every input needs the same number"
         )
     for name, size in sizes.items():
+        if not size:  # Triton takes it for one row whose bytes are missing
+            raise InvalidInputError(
+                f"input {name} has no rows; {schema} is asked for one at least", input=name
+            )
         if size > schema.max_batch_size:
             raise InvalidInputError(
                 f"input {name}: {size} rows are more than {schema} takes at once "
