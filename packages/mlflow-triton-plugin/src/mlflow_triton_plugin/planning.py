@@ -19,6 +19,7 @@ from mlflow_triton_plugin.choice import (
     served_together,
     uri_of,
 )
+from mlflow_triton_plugin.environments import environment_for
 from mlflow_triton_plugin.fetch import fetched, resolve
 from mlflow_triton_plugin.golden import read_example
 from mlflow_triton_plugin.options import DEFAULT_KEEP_VERSIONS
@@ -30,6 +31,7 @@ from triton_repo.placement import PlaceState
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from mlflow_triton_plugin.environments import Environment
     from mlflow_triton_plugin.fetch import RemoteArtifacts, ResolvedModel
     from mlflow_triton_plugin.golden import GoldenExample
     from mlflow_triton_plugin.options import Options
@@ -47,14 +49,22 @@ class Planned:
 
     change: Change
     example: GoldenExample | None = None
+    environment: Environment | None = None
 
 
 @dataclass(frozen=True)
 class Planner:
-    """Plans changes of one repository, and of the servers that read it; see `Deployer`."""
+    """Plans changes of one repository, and of the servers that read it; see `Deployer`.
+
+    Attributes:
+        servers: see `Deployer`.
+        remote: see `Deployer`.
+        packs: whether environments are packed; otherwise it is only told that they will be.
+    """
 
     servers: TritonServers
     remote: RemoteArtifacts | None = None
+    packs: bool = True
 
     @contextmanager
     def creating(
@@ -91,7 +101,7 @@ class Planner:
             raise not_deployed(place)
         base = place.take_stock()
         together = options.serve_versions or (served_together(base) if model_uri is None else None)
-        set_anew = options.tries_apart or bool(options.overrides)
+        set_anew = options.tries_apart or options.sets_anew
         if model_uri is None and together is not None and not set_anew:
             yield _planned(place, _chosen(place, base, together, options))
             return
@@ -163,15 +173,25 @@ class Planner:
                 name=place.name,
                 version=wanted or 1,
             ).from_origins(found_model.origins)
+            kept = base if keep_base else None
+            environment, overrides = environment_for(
+                entry,
+                artifact,
+                kept,
+                overrides=_effective(kept, options),
+                options=options,
+                servers=self.servers,
+                packs=self.packs,
+            )
             plan = partial(
                 plan_change,
-                entry,
+                environment.beside(entry) if environment is not None else entry,
                 model.source,
                 wanted_version=wanted,
                 keep_versions=options.keep_versions or DEFAULT_KEEP_VERSIONS,
                 keep_base=keep_base,
                 together=options.serve_versions,
-                overrides=_effective(base if keep_base else None, options),
+                overrides=overrides,
             )
             change = plan(base=base)
             if base is not None and change.reuse is not None:
@@ -184,7 +204,7 @@ class Planner:
                 if options.validate == "true"
                 else None
             )
-            yield _planned(place, change, example)
+            yield replace(_planned(place, change, example), environment=environment)
 
 
 def _planned(place: ModelPlace, change: Change, example: GoldenExample | None = None) -> Planned:

@@ -453,12 +453,23 @@ def _with_shared(change: Change, *, keep_base: bool) -> Change:
         else:
             fresh.append(file)
     wanted = set(change.entry.shared.names())
-    wanted |= {path for _, path in change.config.named_files} if change.config else set()
+    named = {path for _, path in change.config.named_files} if change.config else set()
+    restored: dict[str, FileDigest] = {}
+    if base is not None and keep_base:
+        # what its model does not bring, and is here from before: an environment
+        for path in sorted(named - wanted):
+            left, aside = base.left_beside(path), base.aside_for(path)
+            if left is not None:
+                kept[path] = left
+            elif aside is not None:
+                restored[path] = aside
+    wanted |= named
     gone = _gone(base, wanted) if base is not None and keep_base else tuple(now.keys() - wanted)
     return replace(
         change,
         shared=Tree(tuple(fresh)),
         shared_kept=kept,
+        shared_restored=restored,
         shared_gone=gone,
         own_shared=own,
     )
