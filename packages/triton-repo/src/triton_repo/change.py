@@ -446,7 +446,8 @@ def _with_shared(change: Change, *, keep_base: bool) -> Change:
         path = str(file.path)
         brought = digest_file(file.local()) if path in now else None
         # right already; or edited in the repository, while the model's own is what it was
-        if brought is not None and brought in (now[path], was.get(path)):
+        original = None if file.is_derived else was.get(path)
+        if brought is not None and brought in (now[path], original):
             kept[path] = now[path]
             if brought != now[path]:
                 own[path] = brought

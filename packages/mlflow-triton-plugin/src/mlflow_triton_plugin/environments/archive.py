@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import io
 import tarfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,16 @@ _ACTIVATE_SOURCE = Path(__file__).with_name("activate.sh")
 #: 1980-01-01: some tools take no earlier time.
 _TIME = 315_532_800
 #: What a virtual environment has of this machine: its Python, and what leads there.
-_OURS = ("pyvenv.cfg", "lib64", "bin/python*", "bin/[Aa]ctivate*", "bin/*.bat", "include")
+_OURS = (
+    "pyvenv.cfg",
+    ".lock",
+    ".gitignore",
+    "lib64",
+    "bin/python*",
+    "bin/[Aa]ctivate*",
+    "bin/*.bat",
+    "include",
+)
 
 
 def write_archive(root: Path, archive: Path, *, python: str) -> None:
@@ -61,14 +71,15 @@ def checked_digest(archive: Path) -> str:
         SettingsError: it is no gzipped tar, or has no `bin/activate`.
     """
     try:
+        # to its end: Triton that breaks off in an archive unpacks none any more, until a restart
         with tarfile.open(archive, "r:gz") as tar:
-            found = any(_plain(member.name) == ACTIVATE for member in tar)
-    except (OSError, EOFError, tarfile.TarError) as exc:
+            names = {member.name.removeprefix("./") for member in tar}
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as exc:
         raise SettingsError(
             f"-C env: {archive} is no tar.gz archive ({exc}); conda-pack and venv-pack make one",
             setting="-C env",
         ) from exc
-    if not found:
+    if ACTIVATE not in names:
         raise SettingsError(
             f"-C env: {archive} has no {ACTIVATE}, which Triton's Python backend runs; make it "
             "with conda-pack or venv-pack",
@@ -79,10 +90,6 @@ def checked_digest(archive: Path) -> str:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _plain(name: str) -> str:
-    return name.removeprefix("./")
 
 
 def _packed(root: Path) -> Iterator[Path]:

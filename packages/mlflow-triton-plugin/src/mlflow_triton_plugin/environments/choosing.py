@@ -65,7 +65,8 @@ class Environment:
         files = [file for file in entry.shared.files if str(file.path) != replaced]
         if self.source is not None:
             size_bytes = self.source.stat().st_size
-            files.append(EntryFile(PurePosixPath(self.filename), self.source, size_bytes))
+            path = PurePosixPath(self.filename)
+            files.append(EntryFile(path, self.source, size_bytes, is_derived=True))
         return replace(entry, shared=Tree(tuple(files), entry.shared.empty_directories))
 
     def described(self) -> dict[str, Any]:

@@ -132,9 +132,8 @@ def _finish(root: Path, recipe: Recipe) -> None:
     (site_packages / NO_BYTECODE[0]).write_text(NO_BYTECODE[1])
     python = root / "bin" / "python"
     if python.exists():
-        # known by its content: the archive has no times, and what the server would compile it
-        # would compile at each start
-        mode = ["--invalidation-mode", "unchecked-hash"]
+        # the server would compile it at each start; by its content, for the archive has no times
+        mode = ["--invalidation-mode", "unchecked-hash", "-s", root]
         subprocess.run(  # noqa: S603 - the environment's own Python
             [python, "-I", "-m", "compileall", "-q", "-j2", *mode, site_packages],
             check=False,
