@@ -11,6 +11,7 @@ import tarfile
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from mlflow.deployments import get_deploy_client
 from mlflow.exceptions import MlflowException
 
 from mlflow_triton_plugin.cli import main
@@ -18,7 +19,7 @@ from mlflow_triton_plugin.local.provisioning import ensure_environment
 from triton_repo.config import ModelConfig
 from triton_repo.record import DeploymentRecord
 
-from ..models import log_onnx, scale_model  # noqa: TID252 - tests have no name to be imported by
+from ..models import log_onnx, python_directory, python_source, scale_model  # noqa: TID252 - tests have no name to be imported by
 from ..refusals import refused  # noqa: TID252 - as above
 from .conftest import FRAME
 
@@ -229,7 +230,7 @@ def test_one_for_another_python_is_refused_by_the_server(
 
 def ensure_environment_python() -> str:
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRITON_CACHE")
+        patch.delenv("MLFLOW_TRITON_CACHE", raising=False)
         return ensure_environment().python
 
 
@@ -317,6 +318,33 @@ def test_a_model_of_another_backend_has_none(client: TritonDeploymentClient) -> 
         "flavor onnx of this model is served by onnxruntime",
         "--flavor python_function",
     )
+
+
+def test_a_model_that_does_not_say_what_it_needs_is_refused(
+    client: TritonDeploymentClient, tmp_path: Path
+) -> None:
+    python_directory(tmp_path / "model", python_source("x"))
+    (tmp_path / "MLmodel").write_text("flavors: {triton: {data: model}}")
+    refused(
+        lambda: client.plan_deployment("plain", str(tmp_path), config=PACK),
+        "RESOURCE_DOES_NOT_EXIST",
+        "requirements.txt",
+        "-C env=FILE.tar.gz",
+    )
+
+
+def test_a_server_says_its_python_over_http_too(
+    triton: LocalTriton,
+    environment: Callable[..., None],
+    logged: Callable[..., str],
+    client: TritonDeploymentClient,
+) -> None:
+    uri = logged(INFLECTION)
+    planned = client.plan_deployment("planned", uri, config=PACK)["environment"]
+    environment(TRITON_URL=triton.http_url)
+    over_http = get_deploy_client("triton").plan_deployment("planned", uri, config=PACK)
+    assert over_http["environment"] == planned
+    assert planned["python"] == ensure_environment_python()
 
 
 @pytest.mark.parametrize(

@@ -170,8 +170,14 @@ def _packed(
     from mlflow_triton_plugin.local import read_requirements  # noqa: PLC0415
 
     listed = artifact.find("requirements.txt")
+    if listed is None:
+        raise MissingModelFileError(
+            "-C env=pack packs what requirements.txt of the model names, and it has none; log it "
+            "with pip_requirements, or give an archive (-C env=FILE.tar.gz)",
+            path="requirements.txt",
+        )
     python = python_of(servers, wanted=options.env_python, recorded=recorded)
-    recipe = recipe_of(read_requirements(listed) if listed is not None else [], python)
+    recipe = recipe_of(read_requirements(listed), python)
     filename = f"{recipe.name}.tar.gz"
     source = None
     if base is not None and base.has_beside(filename):
