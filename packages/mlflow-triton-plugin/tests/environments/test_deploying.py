@@ -156,7 +156,18 @@ def test_a_plan_says_what_would_be_packed_and_packs_nothing(
     )
     assert line.startswith("+ planned/env-py")
     assert "to be packed for Python" in line
-    assert set(cache.glob("*")) == before
+    secret = logged(INFLECTION, "thing @ https://me:hush@127.0.0.1:9/thing-1.0-py3-none-any.whl")
+    assert "hush" not in json.dumps(client.plan_deployment("planned", secret, config=PACK))
+    refused(
+        lambda: client.create_deployment("planned", secret, config=PACK),
+        "INVALID_STATE",
+        "could not be installed",
+        secrets=("hush",),
+    )
+    assert "hush" not in capsys.readouterr().err
+    assert {path for path in cache.glob("*") if path.suffix != ".lock"} == {
+        path for path in before if path.suffix != ".lock"
+    }
     assert not (repository / "planned").exists()
 
 

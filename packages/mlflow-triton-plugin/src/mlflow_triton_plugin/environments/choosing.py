@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow_triton_plugin.errors import SettingsError
 from triton_repo.entry import EntryFile, Tree
 from triton_repo.errors import MissingModelFileError
+from triton_repo.text import as_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,7 +76,7 @@ class Environment:
             "file": self.filename,
             "state": self.state,
             "python": self.python,
-            "packages": list(self.packages),
+            "packages": [as_line(each) for each in self.packages],
         }
 
 

@@ -23,7 +23,7 @@ from mlflow_triton_plugin.local.provisioning import (
     install_packages,
     size_in_words,
 )
-from triton_repo.text import human_size
+from triton_repo.text import as_line, human_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -78,7 +78,8 @@ def _is_complete(folder: Path) -> bool:
 
 
 def _make(staging: Path, *, recipe: Recipe, folder: Path, progress: Progress) -> None:
-    progress.say(f"Packing {recipe.name} for Python {recipe.python}: {', '.join(recipe.packages)}")
+    packages = as_line(", ".join(recipe.packages))
+    progress.say(f"Packing {recipe.name} for Python {recipe.python}: {packages}")
     root = staging / "root"
     root.mkdir()
     add = _installer(recipe, root, folder)
@@ -92,7 +93,7 @@ def _make(staging: Path, *, recipe: Recipe, folder: Path, progress: Progress) ->
     marker = {
         "python": recipe.python,
         "machine": recipe.machine,
-        "packages": [*recipe.packages, *recipe.pins],
+        "packages": [as_line(each) for each in (*recipe.packages, *recipe.pins)],
         "size_bytes": archive.stat().st_size,
     }
     (staging / _MARKER).write_text(json.dumps(marker, indent=1), "utf-8")

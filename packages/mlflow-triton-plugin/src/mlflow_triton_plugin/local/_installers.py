@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from mlflow_triton_plugin.local.errors import ProvisioningError
+from triton_repo.text import as_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -122,8 +123,9 @@ def install_for(
 
 
 def _not_installed(requirements: Sequence[str], output: str, root: Path) -> ProvisioningError:
+    wanted, said = as_line(", ".join(requirements)), as_line(_last_line(output))
     return ProvisioningError(
-        f"{', '.join(requirements)} could not be installed: {_last_line(output)}",
+        f"{wanted} could not be installed: {said}",
         path=root,
         output=output,
     )
