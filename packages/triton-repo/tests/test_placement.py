@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +15,7 @@ import pytest
 
 from triton_repo.change import plan_change, plan_return
 from triton_repo.config import ModelConfig
-from triton_repo.entry import RepositoryEntry
+from triton_repo.entry import RepositoryEntry, Tree
 from triton_repo.errors import ConfigError, LockedError, ObjectNotFoundError, StoreError
 from triton_repo.names import check_name
 from triton_repo.placement import ModelPlace, PlaceState, StagedChange
@@ -55,6 +55,17 @@ def python_model(text: str, **shared: bytes) -> Model:
     )
 
 
+def packed_model(text: str, environment: str, *, brings: bool = True) -> Model:
+    """A model whose config.pbtxt names an environment, which need not come with it."""
+    value = f"$$TRITON_MODEL_DIRECTORY/env-{environment}"
+    parameter = f'key: "EXECUTION_ENV_PATH" value: {{ string_value: "{value}" }}'
+    return Model(
+        {1: {"model.py": text.encode()}},
+        f'name: "resnet"\nbackend: "python"\nparameters {{ {parameter} }}\n',
+        {f"env-{environment}": environment.encode()} if brings else {},
+    )
+
+
 MODELS = {
     "one": python_model("one"),
     "two": python_model("two"),
@@ -71,6 +82,9 @@ MODELS = {
         )
         for number in (2, 3, 4)
     },
+    "packed a": packed_model("1", "a"),
+    "packed b": packed_model("2", "b"),
+    "without a": packed_model("3", "a", brings=False),
     "set 1-2": Model({1: {"model.py": b"1"}, 2: {"model.py": b"2"}}, 'backend: "python"\n'),
     "set 2-3": Model({2: {"model.py": b"new 2"}, 3: {"model.py": b"3"}}, 'backend: "python"\n'),
     "ensemble": Model({1: {}}, 'platform: "ensemble" # first\n'),
@@ -447,6 +461,53 @@ def test_only_what_a_version_needs_to_come_back_is_kept_aside(bench: Bench) -> N
     assert not (bench.model / "_mlflow_triton").exists()
 
 
+def test_what_config_names_and_the_model_does_not_bring_stays(bench: Bench) -> None:
+    """One file for as many versions as name it; it belongs to each, and goes with the last."""
+    bench.deploy("packed a", wanted=1)(bench.place)
+    placed = (bench.model / "env-a").stat().st_ino
+    bench.deploy("without a", wanted=2)(bench.place)
+    assert (bench.model / "env-a").stat().st_ino == placed
+    assert [list(seen.shared) for seen in record_of(bench).versions.values()] == [["env-a"]] * 2
+    bench.deploy("packed b", wanted=3)(bench.place)
+    assert not (bench.model / "env-a").exists()
+    bench.back_to(2)(bench.place)
+    assert (bench.model / "env-a").read_bytes() == b"a"
+    assert not (bench.model / "env-b").exists()
+    bench.deploy("one", wanted=4, keep_versions=1)(bench.place)
+    assert not list(bench.model.glob("**/env-*"))
+    assert not (bench.model / "_mlflow_triton").exists()
+
+
+def test_what_an_older_version_had_is_taken_back_for_a_new_one(bench: Bench) -> None:
+    bench.deploy("packed a", wanted=1)(bench.place)
+    bench.deploy("packed b", wanted=2)(bench.place)
+    base = base_of(bench.place)
+    assert base is not None
+    assert [base.has_beside(f"env-{each}") for each in "abc"] == [True, True, False]
+    change = bench.plan(bench.place, "without a", 3, keep_versions=3)
+    assert list(change.shared_restored) == ["env-a"]
+    carry_out(bench.place, change)
+    assert (bench.model / "env-a").read_bytes() == b"a"
+    assert list(record_of(bench).shared) == ["env-a"]
+
+
+def test_what_was_edited_is_not_what_was_left(bench: Bench) -> None:
+    """A file that was made for the model is replaced; what its author wrote stays as edited."""
+    bench.deploy("packed a", wanted=1)(bench.place)
+    (bench.model / "env-a").write_bytes(b"edited")
+    base = base_of(bench.place)
+    assert base is not None
+    assert not base.has_beside("env-a")
+    entry = bench.entries["packed a"]
+    derived = [replace(file, is_derived=True) for file in entry.shared.files]
+    made = replace(entry, shared=Tree(tuple(derived)))
+    assert plan_change(entry, Source(), base=base).shared.names() == []
+    change = plan_change(made, Source(), base=base)
+    assert change.shared.names() == ["env-a"]
+    carry_out(bench.place, change)
+    assert (bench.model / "env-a").read_bytes() == b"a"
+
+
 # -- what somebody did by hand ----------------------------------------------------------------
 
 
@@ -742,6 +803,14 @@ SCENARIOS = {
     "update of shared files": Scenario(
         lambda bench: [bench.deploy("cats", 1)],
         lambda bench: bench.deploy("dogs", 2),
+        in_place=True,
+    ),
+    "update that keeps what it does not bring": Scenario(
+        lambda bench: [bench.deploy("packed a", 1)], lambda bench: bench.deploy("without a", 2)
+    ),
+    "update that takes back what it does not bring": Scenario(
+        lambda bench: [bench.deploy("packed a", 1), bench.deploy("packed b", 2)],
+        lambda bench: bench.deploy("without a", 3, keep_versions=3),
         in_place=True,
     ),
     "update of the config alone": Scenario(

@@ -24,9 +24,11 @@ __all__ = [
     "config_file",
     "count",
     "counts",
+    "environment",
     "kind",
     "literal",
     "port",
+    "python_version",
     "resources",
     "seconds",
     "seconds_or_none",
@@ -205,6 +207,29 @@ def config_file(value: Any, setting: str) -> str:
     except (OSError, TypeError, ValueError) as exc:
         why = getattr(exc, "strerror", None) or str(exc)
         raise SettingsError(f"{setting} is {shown(value)}: {why}", setting=setting) from exc
+
+
+def environment(value: Any, setting: str) -> Any:
+    """`pack`, `default`, or an archive on this machine."""
+    if value in ("pack", "default"):
+        return value
+    if isinstance(value, (str, Path)) and str(value) and Path(value).is_file():
+        return Path(value).absolute()
+    raise SettingsError(
+        f"{setting} is {shown(value)}, and no such file is there; use pack, default, or an archive "
+        "that conda-pack or venv-pack made",
+        setting=setting,
+    )
+
+
+def python_version(value: Any, setting: str) -> str:
+    text = as_text(value).strip()
+    if not re.fullmatch(r"3\.\d{1,2}", text):
+        raise SettingsError(
+            f"{setting} is {shown(value)}; a minor version belongs there, such as 3.12",
+            setting=setting,
+        )
+    return text
 
 
 def literal(value: Any, setting: str) -> str:

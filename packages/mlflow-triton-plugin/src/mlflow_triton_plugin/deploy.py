@@ -171,15 +171,18 @@ class Deployer:
         place.refuse_busy(options.lock_timeout_s)
         _refuse_interrupted(place)
         operation = self.next_operation(name)
+        planner = Planner(self.servers, self.remote, packs=False)
         if operation == "update":
-            planning = self._planner.updating(place, model_uri, flavor, options)
+            planning = planner.updating(place, model_uri, flavor, options)
         elif model_uri is None:
             raise not_deployed(place)
         else:
-            planning = self._planner.creating(place, model_uri, flavor, options, again=False)
+            planning = planner.creating(place, model_uri, flavor, options, again=False)
         with planning as planned:
             place.refuse_damaged(planned.change)
-            return preview(place, planned.change, self.servers, options, operation)
+            plan = preview(place, planned.change, self.servers, options, operation)
+            environment = planned.environment
+            return plan | {"environment": environment.described() if environment else None}
 
     def next_operation(self, name: str) -> str:
         """What a name can be given to now: `update` where it is deployed, else `create`.

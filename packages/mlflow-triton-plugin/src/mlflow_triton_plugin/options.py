@@ -15,9 +15,11 @@ from mlflow_triton_plugin._values import (
     config_file,
     count,
     counts,
+    environment,
     kind,
     literal,
     port,
+    python_version,
     resources,
     seconds,
     seconds_or_none,
@@ -27,6 +29,7 @@ from mlflow_triton_plugin._values import (
     texted,
     together,
 )
+from mlflow_triton_plugin.environments import ENV_PARAMETER
 from mlflow_triton_plugin.errors import SettingsError
 from triton_repo.config import NO_CONFIG
 from triton_repo.errors import ConfigError
@@ -35,6 +38,7 @@ from triton_repo.scan import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from triton_repo.change import Together
 
@@ -71,6 +75,8 @@ class Options:
     validate_tolerance: float = 1e-3
     max_files: int = Limits.files
     max_size_bytes: int = Limits.size_bytes
+    env: Literal["pack", "default"] | Path | None = None
+    env_python: str = ""
     load_timeout_s: float = 600.0
     lock_timeout_s: float = 0.0
     overrides: Mapping[str, str | None] = field(default_factory=dict)
@@ -81,6 +87,11 @@ class Options:
     def limits(self) -> Limits:
         """How much a model may hold."""
         return Limits(files=self.max_files, size_bytes=self.max_size_bytes)
+
+    @property
+    def sets_anew(self) -> bool:
+        """Whether config.pbtxt is to be another one, though the model may be the same."""
+        return bool(self.overrides) or self.env is not None or bool(self.env_python)
 
     @property
     def tries_apart(self) -> bool:
@@ -238,6 +249,22 @@ OPTIONS: dict[str, _Option] = {
         ("create", "update", "run-local"),
         f"how many files and directories it may have; default {Limits.files}",
     ),
+    "env": _Option(
+        "env",
+        environment,
+        ("create", "update", "run-local"),
+        "for models of the Python backend, python_function among them: the packages that it runs "
+        "with, beside the model. pack: what its requirements.txt names, packed once a machine; or "
+        "the path of a tar.gz that conda-pack or venv-pack made. An update keeps it, and packs "
+        "anew for other requirements; default: the server's own again",
+    ),
+    "env_python": _Option(
+        "env_python",
+        python_version,
+        ("create", "update", "run-local"),
+        "the Python that the server's models run in, 3.12, where env=pack cannot know it: the "
+        "embedded server says it, and NVIDIA's images have 3.10 from 23.05 and 3.12 from 24.11",
+    ),
     "load_timeout": _Option(
         "load_timeout_s",
         seconds,
@@ -285,6 +312,11 @@ def parse_options(config: Mapping[str, Any] | None, *, command: str) -> Options:
             overrides |= _overridden(key, value)
         else:
             raise SettingsError(_unknown_option(as_text(key), command), setting=as_text(key))
+    if parsed.get("env") is not None and ENV_PARAMETER in overrides:
+        raise SettingsError(
+            f"-C env and -C {ENV_PARAMETER} both say which packages the model runs with; give one",
+            setting="-C env",
+        )
     return Options(**parsed, overrides=overrides)
 
 

@@ -19,6 +19,7 @@ from mlflow_triton_plugin.choice import (
     served_together,
     uri_of,
 )
+from mlflow_triton_plugin.environments import environment_for
 from mlflow_triton_plugin.fetch import fetched, resolve
 from mlflow_triton_plugin.golden import read_example
 from mlflow_triton_plugin.options import DEFAULT_KEEP_VERSIONS
@@ -31,6 +32,7 @@ from triton_repo.placement import PlaceState
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from mlflow_triton_plugin.environments import Environment
     from mlflow_triton_plugin.fetch import RemoteArtifacts, ResolvedModel
     from mlflow_triton_plugin.golden import GoldenExample
     from mlflow_triton_plugin.options import Options
@@ -48,14 +50,22 @@ class Planned:
 
     change: Change
     example: GoldenExample | None = None
+    environment: Environment | None = None
 
 
 @dataclass(frozen=True)
 class Planner:
-    """Plans changes of one repository, and of the servers that read it; see `Deployer`."""
+    """Plans changes of one repository, and of the servers that read it; see `Deployer`.
+
+    Attributes:
+        servers: see `Deployer`.
+        remote: see `Deployer`.
+        packs: whether environments are packed; otherwise it is only told that they will be.
+    """
 
     servers: TritonServers
     remote: RemoteArtifacts | None = None
+    packs: bool = True
 
     @contextmanager
     def creating(
@@ -94,7 +104,7 @@ class Planner:
         together = options.serve_versions
         if model_uri is None and together is None:
             together = _version_there(place, base, options) or served_together(base)
-        set_anew = options.tries_apart or bool(options.overrides)
+        set_anew = options.tries_apart or options.sets_anew
         if model_uri is None and together is not None and not set_anew:
             yield _planned(place, _chosen(place, base, together, options))
             return
@@ -159,7 +169,6 @@ class Planner:
         if base is not None and keep_base:
             check_config(place, base)
         wanted = options.version or model.source.registered_version
-        overrides = effective_overrides(_set_before(base if keep_base else None), options.overrides)
         with fetched(model, self.remote, flavor, options.limits) as found_model:
             artifact = found_model.artifact
             converted = convert(
@@ -168,6 +177,18 @@ class Planner:
                 name=place.name,
                 version=wanted or 1,
             ).from_origins(found_model.origins)
+            kept = base if keep_base else None
+            environment, overrides = environment_for(
+                converted,
+                artifact,
+                kept,
+                overrides=effective_overrides(_set_before(kept), options.overrides),
+                options=options,
+                servers=self.servers,
+                packs=self.packs,
+            )
+            if environment is not None:
+                converted = environment.beside(converted)
             with warmed(converted, artifact, overrides) as (entry, set_now):
                 plan = partial(
                     plan_change,
@@ -191,7 +212,7 @@ class Planner:
                     if options.validate == "true"
                     else None
                 )
-                yield _planned(place, change, example)
+                yield replace(_planned(place, change, example), environment=environment)
 
 
 def _planned(place: ModelPlace, change: Change, example: GoldenExample | None = None) -> Planned:

@@ -40,7 +40,9 @@ def preview(
         (files beside config.pbtxt, from what was set aside), `replaces` and `removes` (version
         directories), `removes_files` (beside config.pbtxt), `config` (config.pbtxt afterwards),
         `config_diff` (from what is there now, unified; empty where nothing changes), `servers`
-        (who load it), `tried_apart` (whether it is loaded under another name first).
+        (who load it), `tried_apart` (whether it is loaded under another name first). `Deployer`
+        adds `environment`: the archive that the model runs with, its `file`, `state`, `python` and
+        `packages`, or None.
     """
     apart = options.tries_apart
     before = place.read(CONFIG_FILENAME) or b""
@@ -80,6 +82,13 @@ def as_lines(plan: dict[str, Any]) -> Iterator[str]:
         yield f"+ {name}/{path} ({human_size(size_bytes)})"
     for path, size_bytes in plan["files_apart"].items():
         yield f"= {name}/{path} ({human_size(size_bytes)}) is copied apart, for the time being"
+    environment = plan["environment"]
+    if environment is not None and environment["state"] == "to be packed":
+        packages = ", ".join(environment["packages"])
+        yield (
+            f"+ {name}/{environment['file']}, to be packed for Python {environment['python']}: "
+            f"{packages}"
+        )
     for path in plan["restores"]:
         yield f"~ {name}/{path} is again what it was with that version"
     for number in plan["replaces"]:

@@ -30,6 +30,7 @@ Examples:
   mlflow deployments update -t triton --name resnet -m models:/resnet/7 -C validate=true
   mlflow deployments update -t triton --name resnet -C serve_versions=6,7
   mlflow deployments update -t triton --name resnet -C max_batch_size=64 -C instance_count=2
+  mlflow deployments create -t triton --name churn -m models:/churn/7 -C env=pack
   mlflow deployments predict -t triton --name resnet --input-path input.json
   mlflow deployments predict -t triton --name resnet/6 --input-path input.json
   mlflow deployments run-local -t triton --name resnet -m models:/resnet/1

@@ -30,7 +30,7 @@ STORE_READS = {
     ),
     *("children", "list_files", "exists", "read", "digest"),
 }
-SERVER_READS = {"endpoint", "loads_paths", "check", "index", "schema", "infer", "close"}
+SERVER_READS = {"endpoint", "loads_paths", "check", "facts", "index", "schema", "infer", "close"}
 SERVER_CHANGES = {"load", "unload"}
 
 

@@ -446,19 +446,31 @@ def _with_shared(change: Change, *, keep_base: bool) -> Change:
         path = str(file.path)
         brought = digest_file(file.local()) if path in now else None
         # right already; or edited in the repository, while the model's own is what it was
-        if brought is not None and brought in (now[path], was.get(path)):
+        original = None if file.is_derived else was.get(path)
+        if brought is not None and brought in (now[path], original):
             kept[path] = now[path]
             if brought != now[path]:
                 own[path] = brought
         else:
             fresh.append(file)
     wanted = set(change.entry.shared.names())
-    wanted |= {path for _, path in change.config.named_files} if change.config else set()
+    named = {path for _, path in change.config.named_files} if change.config else set()
+    restored: dict[str, FileDigest] = {}
+    if base is not None and keep_base:
+        # what its model does not bring, and is here from before: an environment
+        for path in sorted(named - wanted):
+            left, aside = base.left_beside(path), base.aside_for(path)
+            if left is not None:
+                kept[path] = left
+            elif aside is not None:
+                restored[path] = aside
+    wanted |= named
     gone = _gone(base, wanted) if base is not None and keep_base else tuple(now.keys() - wanted)
     return replace(
         change,
         shared=Tree(tuple(fresh)),
         shared_kept=kept,
+        shared_restored=restored,
         shared_gone=gone,
         own_shared=own,
     )

@@ -66,12 +66,15 @@ class EntryFile:
             `origin`, only something of the same size until that is fetched: see `local`.
         size_bytes: its size when the plan was made.
         origin: where the file lies if it was not brought to this machine.
+        is_derived: whether it was made for the model, and is none that its author wrote: one that
+            was edited in the repository is replaced.
     """
 
     path: PurePosixPath
     source: Path
     size_bytes: int
     origin: RemoteFile | None = None
+    is_derived: bool = False
 
     def __post_init__(self) -> None:
         if not self.path.parts or self.path.is_absolute() or ".." in self.path.parts:

@@ -56,6 +56,22 @@ class Stock:
         ours = recorded is not None and all(seen.placed_by for seen in recorded.served)
         return recorded.shared if recorded is not None and ours else {}
 
+    def left_beside(self, path: str) -> FileDigest | None:
+        """A file beside config.pbtxt that the last command left there, if it is as it was left."""
+        digest = self.shared_before.get(path)
+        return digest if digest is not None and self.now.shared.get(path) == digest else None
+
+    def aside_for(self, path: str) -> FileDigest | None:
+        """What a version on disk had at a path beside config.pbtxt where nothing is now."""
+        if path in self.now.shared:
+            return None
+        had = (seen.shared.get(path) for seen in self.versions.values())
+        return next((digest for digest in had if digest and digest.sha256 in self.aside), None)
+
+    def has_beside(self, path: str) -> bool:
+        """Whether a plan can name a file beside config.pbtxt without bringing it."""
+        return self.left_beside(path) is not None or self.aside_for(path) is not None
+
     def with_files(self, version: int, files: Mapping[str, FileDigest]) -> Stock:
         """The same, knowing what a version's files really are."""
         seen = replace(self.versions[version], files=files)

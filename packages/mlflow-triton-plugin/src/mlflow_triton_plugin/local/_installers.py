@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from mlflow_triton_plugin.local.errors import ProvisioningError
+from triton_repo.text import as_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from mlflow_triton_plugin.local._interpreters import Interpreter
 
-__all__ = ["install", "make_venv"]
+__all__ = ["install", "install_for", "make_venv"]
 
 #: Settings of the calling environment that would send the packages elsewhere. Indexes, proxies
 #: and certificate settings are inherited.
@@ -30,6 +31,8 @@ _MISLEADING = (
     "PYTHONPATH",
     "VIRTUAL_ENV",
 )
+#: Ubuntu 20.04 and all that came later.
+_GLIBC = "manylinux_2_31"
 _PINNED = ("--no-deps", "--only-binary", ":all:")
 
 
@@ -81,16 +84,50 @@ def install(
         if failed is None:
             return
         failure = failed
-    if not failure:
-        raise ProvisioningError(
-            f"there is neither uv nor pip to install packages with: pip install uv, or on Debian "
-            f"and Ubuntu apt-get install python{interpreter.short_version}-venv",
-            path=root,
-        )
+    if failure:
+        raise _not_installed(requirements, failure, root)
     raise ProvisioningError(
-        f"{', '.join(requirements)} could not be installed: {_last_line(failure)}",
+        f"there is neither uv nor pip to install packages with: pip install uv, or on Debian "
+        f"and Ubuntu apt-get install python{interpreter.short_version}-venv",
         path=root,
-        output=failure,
+    )
+
+
+def install_for(
+    python: str,
+    machine: str,
+    folder: Path,
+    requirements: Sequence[str],
+    *,
+    uv: str,
+    root: Path,
+) -> None:
+    """Install for a Python on Linux that this machine has not, from wheels alone.
+
+    Args:
+        python: its minor version, `3.12`.
+        machine: its processor, `x86_64`.
+        folder: its site-packages.
+        requirements: what to install, with all that these require.
+        uv: its path.
+        root: how messages name the environment.
+
+    Raises:
+        ProvisioningError: it could not; uv's words are in it.
+    """
+    target = ["--python-version", python, "--python-platform", f"{machine}-{_GLIBC}"]
+    command = [uv, "pip", "install", "--python", sys.executable, "--target", str(folder), *target]
+    failure = _run([*command, "--only-binary", ":all:", *requirements], folder)
+    if failure is not None:
+        raise _not_installed(requirements, failure, root)
+
+
+def _not_installed(requirements: Sequence[str], output: str, root: Path) -> ProvisioningError:
+    wanted, said = as_line(", ".join(requirements)), as_line(_last_line(output))
+    return ProvisioningError(
+        f"{wanted} could not be installed: {said}",
+        path=root,
+        output=output,
     )
 
 

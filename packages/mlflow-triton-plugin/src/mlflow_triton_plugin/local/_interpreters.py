@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["SUPPORTED", "Interpreter", "fetch_libpython", "find_interpreter", "find_uv", "probe"]
+__all__ = [
+    "SUPPORTED",
+    "Interpreter",
+    "fetch_libpython",
+    "find_interpreter",
+    "find_python",
+    "find_uv",
+    "probe",
+]
 
 #: The wheel has stubs for 3.8 to 3.13. numpy < 2 has no wheel for 3.13 (and the Python backend
 #: returns zero bytes with numpy 2); ONNX Runtime has none any more for 3.9 and older.
@@ -93,6 +101,26 @@ def find_interpreter(uv: str | None) -> tuple[Interpreter | None, list[str]]:
         second_best = second_best or found
         reasons.append(f"{executable} {reason}")
     return second_best, list(dict.fromkeys(reasons))
+
+
+def find_python(version: str, uv: str | None) -> Interpreter | None:
+    """Find a Python of one minor version to install packages for; uv is not asked to bring one.
+
+    Args:
+        version: `3.11`.
+        uv: its path, or None.
+    """
+    names = (f"python{version}", "python3")
+    candidates = [sys.executable, *filter(None, map(shutil.which, names))]
+    candidates += [f"/usr/bin/{name}" for name in names]
+    if uv:
+        managed = ["--managed-python", "--no-python-downloads", version]
+        candidates += _lines([uv, "python", "find", *managed])
+    for executable in candidates:
+        found, _ = probe(executable)
+        if found is not None and found.short_version == version:
+            return found
+    return None
 
 
 def probe(executable: str | Path) -> tuple[Interpreter | None, str]:

@@ -49,8 +49,18 @@ from mlflow_triton_plugin.local.errors import ProvisioningError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["BACKEND_SOURCE", "CACHE_VARIABLE", "REQUIREMENTS", "TRITON_VERSION", "Environment"]
-__all__ += ["cache_folder", "ensure_environment"]
+__all__ = [
+    "BACKEND_SOURCE",
+    "CACHE_VARIABLE",
+    "NO_BYTECODE",
+    "REQUIREMENTS",
+    "TRITON_VERSION",
+    "Environment",
+    "cache_folder",
+    "ensure_environment",
+    "install_packages",
+    "size_in_words",
+]
 
 CACHE_VARIABLE = "MLFLOW_TRITON_CACHE"
 
@@ -72,6 +82,10 @@ _DOWNLOAD_MB = 100
 _DISK_MB = 300
 #: The ONNX backend that the wheel has not.
 BACKEND_SOURCE = Path(__file__).with_name("_onnxruntime_backend") / "model.py"
+#: A file of site-packages. The stubs' interpreter ignores PYTHONDONTWRITEBYTECODE, and would leave
+#: a __pycache__ in each model's version directory. Not sitecustomize.py: Debian's Python has one of
+#: its own, which comes first.
+NO_BYTECODE = ("mlflow_triton_no_bytecode.pth", "import sys; sys.dont_write_bytecode = True\n")
 #: Files at least this large are looked at again at each start: the binaries and their libraries.
 _CHECKED_BYTES = 100_000
 
@@ -89,6 +103,11 @@ class Environment:
     root: Path
     triton: Path
     backends: Path
+
+    @property
+    def python(self) -> str:
+        """The minor version that its models run in, `3.11`."""
+        return _stub_version(self.triton)
 
     @property
     def tritonserver(self) -> Path:
@@ -190,20 +209,20 @@ def _make_environment(
         interpreter = _choose_interpreter(uv, staging, root)
     with progress.step(f"2/4 virtual environment with Python {interpreter.short_version}"):
         make_venv(interpreter, staging, root)
-    size = partial(_size_in_words, staging)
+    size = partial(size_in_words, staging)
     with progress.step("3/4 downloading and installing Triton and ONNX Runtime", size):
         install(interpreter, staging, requirements, uv=uv, root=root)
     if packages:
         pins = [each for each in requirements if each.startswith("numpy")]
         add = partial(install, interpreter, staging, uv=uv, root=root, pinned=False)
         with progress.step("    downloading and installing what the models need", size):
-            _install_packages(packages, pins, add, progress)
+            install_packages(packages, pins, add, progress)
     with progress.step("4/4 checking it"):
         triton = _complete(staging, interpreter)
         _write_marker(staging, triton, [*requirements, *packages], interpreter)
 
 
-def _install_packages(
+def install_packages(
     packages: Sequence[str],
     pins: Sequence[str],
     add: Callable[[Sequence[str]], None],
@@ -285,11 +304,7 @@ def _complete(root: Path, interpreter: Interpreter) -> Path:
     triton = site_packages / "pytriton" / "tritonserver"
     for binary in (*triton.glob("bin/*"), *triton.glob("python_backend_stubs/*/*")):
         binary.chmod(0o755)  # pip drops the run bit
-    # the stubs' interpreter ignores PYTHONDONTWRITEBYTECODE, and would leave a __pycache__ in each
-    # model's version directory
-    # not by sitecustomize.py: Debian's Python has one of its own, which comes first
-    no_bytecode = site_packages / "mlflow_triton_no_bytecode.pth"
-    no_bytecode.write_text("import sys; sys.dont_write_bytecode = True\n")
+    (site_packages / NO_BYTECODE[0]).write_text(NO_BYTECODE[1])
     python = [str(root / "bin" / "python"), "-I"]
     packages = [str(site_packages / name) for name in ("numpy", "onnxruntime")]
     # for the same reason: numpy would be compiled at each start
@@ -351,9 +366,10 @@ def _is_complete(root: Path) -> bool:
         return False
 
 
-def _size_in_words(folder: Path) -> str:
+def size_in_words(folder: Path) -> str:
+    """How much there is by now, `31 MB`."""
     size_bytes = 0
-    for path in folder.rglob("*"):
+    for path in (folder, *folder.rglob("*")):
         with suppress(OSError):  # moved by the installer meanwhile
             size_bytes += path.lstat().st_size
     return f"{size_bytes // 2**20} MB"

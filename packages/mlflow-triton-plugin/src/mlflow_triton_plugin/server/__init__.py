@@ -26,7 +26,14 @@ if TYPE_CHECKING:
     from mlflow_triton_plugin.predict import ModelSchema
     from mlflow_triton_plugin.settings import Endpoint
 
-__all__ = ["InferResult", "ModelState", "TritonServer", "TritonServers", "open_server"]
+__all__ = [
+    "InferResult",
+    "ModelState",
+    "ServerFacts",
+    "TritonServer",
+    "TritonServers",
+    "open_server",
+]
 
 _T = TypeVar("_T")
 
@@ -61,6 +68,21 @@ class InferResult:
     outputs: Mapping[str, NDArray[Any]]
 
 
+@dataclass(frozen=True)
+class ServerFacts:
+    """What a server says of itself.
+
+    Attributes:
+        endpoint: how messages name it.
+        name: Triton's `--id`, `triton` by default.
+        version: Triton's, `2.51.0`.
+    """
+
+    endpoint: str
+    name: str
+    version: str
+
+
 class TritonServer(Protocol):
     """One Triton server. Every call has a deadline.
 
@@ -78,6 +100,9 @@ class TritonServer(Protocol):
 
     def check(self) -> None:
         """Make sure that a Triton answers here."""
+
+    def facts(self) -> ServerFacts:
+        """What it says of itself."""
 
     def load(self, model: str, config: str | None, timeout_s: float) -> None:
         """Load a model, and wait until Triton has done it.
@@ -195,6 +220,10 @@ class TritonServers:
             ServerUnavailableError: one does not.
         """
         self._each(lambda server: server.check())
+
+    def facts(self) -> list[ServerFacts]:
+        """What each says of itself."""
+        return self._each(lambda server: server.facts())
 
     def load(
         self, model: str, *, config: str | None, versions: Sequence[int], timeout_s: float

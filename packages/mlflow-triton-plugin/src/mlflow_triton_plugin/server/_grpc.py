@@ -17,7 +17,7 @@ from tritonclient.grpc import (  # noqa: TID251 - this is the door
 )
 
 from mlflow_triton_plugin.errors import ServerAccessError
-from mlflow_triton_plugin.server import InferResult
+from mlflow_triton_plugin.server import InferResult, ServerFacts
 from mlflow_triton_plugin.server._configured import Configured
 from mlflow_triton_plugin.server._states import listed
 from mlflow_triton_plugin.server._tensors import (
@@ -94,6 +94,11 @@ class GrpcServer:
     def check(self) -> None:
         with self._translated("check"):
             self._send(self._triton.ServerLive, service_pb2.ServerLiveRequest())
+
+    def facts(self) -> ServerFacts:
+        with self._translated("the metadata of the server"):
+            said = self._send(self._triton.ServerMetadata, service_pb2.ServerMetadataRequest())
+        return ServerFacts(self._endpoint, said.name, said.version)
 
     def load(self, model: str, config: str | None, timeout_s: float) -> None:
         request = service_pb2.RepositoryModelLoadRequest(model_name=model)

@@ -19,7 +19,7 @@ from mlflow_triton_plugin.errors import (
     TritonServerError,
 )
 from mlflow_triton_plugin.security import Tls
-from mlflow_triton_plugin.server import InferResult
+from mlflow_triton_plugin.server import InferResult, ServerFacts
 from mlflow_triton_plugin.server._configured import Configured
 from mlflow_triton_plugin.server._refusals import speaks_http
 from mlflow_triton_plugin.server._states import listed
@@ -95,6 +95,11 @@ class HttpServer:
     def check(self) -> None:
         with self._translated("check"):
             self._client.get_server_metadata(headers=self._headers())
+
+    def facts(self) -> ServerFacts:
+        with self._translated("the metadata of the server"):
+            said = self._client.get_server_metadata(headers=self._headers())
+            return ServerFacts(self._endpoint, str(said.get("name")), str(said.get("version")))
 
     def load(self, model: str, config: str | None, timeout_s: float) -> None:
         client = self._connect(timeout_s)

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 _MLFLOW = ("mlflow", "mlflow-skinny")
+#: What is wrong with the environment that was packed for this model: its `bin/activate` sets it.
+_UNFIT = "MLFLOW_TRITON_ENVIRONMENT"
 #: The parameter of a request that holds MLflow's `params`, as JSON.
 _PARAMS = "mlflow_params"
 
@@ -54,6 +56,8 @@ class TritonPythonModel:
             TritonModelException: packages that the model needs are not there; other errors are
                 those of the model.
         """
+        if _UNFIT in os.environ:
+            raise pb_utils.TritonModelException(os.environ[_UNFIT])
         folder = Path(args["model_repository"], args["model_version"], "mlflow")
         _refuse_missing(folder / "requirements.txt")
         _read_what_numpy_2_pickled()
@@ -147,8 +151,9 @@ def _refuse_missing(requirements: Path) -> None:
     if missing:
         wanted = " ".join(f"'{each}'" for each in missing)
         raise pb_utils.TritonModelException(
-            f"the server's Python lacks what this model needs: {', '.join(missing)}. Install it "
-            f"there (pip install {wanted}), or start the embedded server with what the model needs "
+            f"the server's Python lacks what this model needs: {', '.join(missing)}. Deploy it "
+            "with an environment of its own (-C env=pack), install it on the server (pip install "
+            f"{wanted}), or start the embedded server with what the model needs "
             "(triton-local --for-model URI)"
         )
 

@@ -1,0 +1,142 @@
+"""Packs environments, each once a machine: what was packed is kept in the cache."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import subprocess
+import sys
+from functools import partial
+from typing import TYPE_CHECKING
+
+from mlflow_triton_plugin.environments.archive import write_archive
+from mlflow_triton_plugin.local._installers import install, install_for, make_venv
+from mlflow_triton_plugin.local._interpreters import find_python, find_uv
+from mlflow_triton_plugin.local._managed import ensure_directory
+from mlflow_triton_plugin.local._progress import Progress
+from mlflow_triton_plugin.local.errors import ProvisioningError
+from mlflow_triton_plugin.local.provisioning import (
+    CACHE_VARIABLE,
+    NO_BYTECODE,
+    cache_folder,
+    install_packages,
+    size_in_words,
+)
+from triton_repo.text import as_line, human_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from mlflow_triton_plugin.environments.recipe import Recipe
+
+__all__ = ["packed", "packed_before"]
+
+_ARCHIVE = "environment.tar.gz"
+_MARKER = "environment.json"
+
+
+def packed_before(recipe: Recipe) -> Path | None:
+    """The archive, where this machine has packed it already."""
+    folder = _folder(recipe)
+    return folder / _ARCHIVE if _is_complete(folder) else None
+
+
+def packed(recipe: Recipe, progress: Progress | None = None) -> Path:
+    """The archive, packed unless it is there.
+
+    Raises:
+        ProvisioningError: it could not be packed; nothing of it is left.
+    """
+    folder = _folder(recipe)
+    progress = progress or Progress()
+    make = partial(_make, recipe=recipe, folder=folder, progress=progress)
+    try:
+        ensure_directory(folder, make=make, is_complete=_is_complete, progress=progress)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        what = "the disk is full" if full else str(error)
+        raise ProvisioningError(
+            f"{recipe.name} cannot be packed in {folder.parent}: {what}; make room, or set "
+            f"{CACHE_VARIABLE} to a folder that has it",
+            path=folder,
+        ) from error
+    return folder / _ARCHIVE
+
+
+def _folder(recipe: Recipe) -> Path:
+    return cache_folder() / "environments" / recipe.name
+
+
+def _is_complete(folder: Path) -> bool:
+    try:
+        marker = json.loads((folder / _MARKER).read_text("utf-8"))
+        return bool((folder / _ARCHIVE).stat().st_size == marker["size_bytes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _make(staging: Path, *, recipe: Recipe, folder: Path, progress: Progress) -> None:
+    packages = as_line(", ".join(recipe.packages))
+    progress.say(f"Packing {recipe.name} for Python {recipe.python}: {packages}")
+    root = staging / "root"
+    root.mkdir()
+    add = _installer(recipe, root, folder)
+    with progress.step("1/2 downloading and installing", partial(size_in_words, root)):
+        install_packages(recipe.packages, recipe.pins, add, progress)
+    archive = staging / _ARCHIVE
+    with progress.step("2/2 packing", partial(size_in_words, archive)):
+        _finish(root, recipe)
+        write_archive(root, archive, python=recipe.python)
+    shutil.rmtree(root)
+    marker = {
+        "python": recipe.python,
+        "machine": recipe.machine,
+        "packages": [as_line(each) for each in (*recipe.packages, *recipe.pins)],
+        "size_bytes": archive.stat().st_size,
+    }
+    (staging / _MARKER).write_text(json.dumps(marker, indent=1), "utf-8")
+    progress.say(f"Packed {recipe.name}: {human_size(archive.stat().st_size)}")
+
+
+def _installer(recipe: Recipe, root: Path, folder: Path) -> Callable[[Sequence[str]], None]:
+    """What installs into `root`: for this machine's Python of that version, or for another's.
+
+    Raises:
+        ProvisioningError: neither can be done here.
+    """
+    uv = find_uv()
+    interpreter = find_python(recipe.python, uv) if sys.platform == "linux" else None
+    if interpreter is not None:
+        make_venv(interpreter, root, folder)
+        return partial(install, interpreter, root, uv=uv, root=folder, pinned=False)
+    if uv is None:
+        raise ProvisioningError(
+            f"an environment for the server's Python {recipe.python} needs that Python on this "
+            "machine, or uv (pip install uv), which brings wheels for it without",
+            path=folder,
+        )
+    return partial(
+        install_for, recipe.python, recipe.machine, _site_packages(root, recipe), uv=uv, root=folder
+    )
+
+
+def _site_packages(root: Path, recipe: Recipe) -> Path:
+    folder = root / "lib" / f"python{recipe.python}" / "site-packages"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _finish(root: Path, recipe: Recipe) -> None:
+    site_packages = _site_packages(root, recipe)
+    (site_packages / NO_BYTECODE[0]).write_text(NO_BYTECODE[1])
+    python = root / "bin" / "python"
+    if python.exists():
+        # the server would compile it at each start; by its content, for the archive has no times
+        mode = ["--invalidation-mode", "unchecked-hash", "-s", str(root)]
+        subprocess.run(  # noqa: S603 - the environment's own Python
+            [python, "-I", "-m", "compileall", "-q", "-j2", *mode, site_packages],
+            check=False,
+            capture_output=True,
+        )

@@ -1,0 +1,87 @@
+"""Which Python a server's models run in: Triton's stub is built for one minor version.
+
+No protocol of Triton's tells it. The embedded server does in its name, and so can any other
+(`tritonserver --id=triton-python3.12`); NVIDIA's images have that of their Ubuntu.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mlflow_triton_plugin.errors import SettingsError
+
+if TYPE_CHECKING:
+    from mlflow_triton_plugin.server import ServerFacts, TritonServers
+
+__all__ = ["ServerPython", "python_of"]
+
+_SAYS = re.compile(r"python(3\.\d{1,2})\b")
+#: From which Triton on NVIDIA's images have which Python: 23.05 came with Ubuntu 22.04 (its
+#: python_backend README), 24.11 with 24.04.
+_OF_IMAGES = (((2, 52), "3.12"), ((2, 34), "3.10"))
+#: 25.01. pybind11 2.12 came into the Python backend after 24.10; numpy 2 is a known issue in the
+#: release notes of 2.51 and 2.52.
+_NUMPY_2 = (2, 54)
+
+
+@dataclass(frozen=True)
+class ServerPython:
+    """What packages have to fit.
+
+    Attributes:
+        version: major and minor, `3.11`.
+        takes_numpy_2: whether the Python backend reads arrays of numpy 2.
+    """
+
+    version: str
+    takes_numpy_2: bool
+
+
+def python_of(servers: TritonServers, *, wanted: str = "", recorded: str = "") -> ServerPython:
+    """The Python of all servers that read a repository.
+
+    Args:
+        servers: all of them.
+        wanted: what the user says it is; an empty string where they say nothing.
+        recorded: what was packed for before: it counts where a server does not say.
+
+    Raises:
+        SettingsError: they have different ones, or it cannot be known.
+        TritonServerError: one does not answer.
+    """
+    facts = servers.facts()
+    takes_numpy_2 = all(_release(each) >= _NUMPY_2 for each in facts)
+    if wanted:
+        return ServerPython(wanted, takes_numpy_2)
+    found = {each.endpoint: _version(each, recorded) for each in facts}
+    unknown = [endpoint for endpoint, version in found.items() if not version]
+    if unknown:
+        raise SettingsError(
+            f"{unknown[0]} does not say which Python its models run in; say it: "
+            "-C env_python=3.12 (tritonserver --id=triton-python3.12 says it for good)",
+            setting="-C env_python",
+        )
+    if len(set(found.values())) > 1:
+        told = ", ".join(f"{endpoint} has {version}" for endpoint, version in found.items())
+        raise SettingsError(
+            f"one environment cannot be packed for servers with different Pythons: {told}; give "
+            "each a repository of its own (-C env_python=3.12 says what all of them have)",
+            setting="-C env_python",
+        )
+    return ServerPython(next(iter(found.values()), recorded), takes_numpy_2)
+
+
+def _version(facts: ServerFacts, recorded: str) -> str:
+    said = _SAYS.search(facts.name)
+    if said:
+        return said[1]
+    of_image = (python for least, python in _OF_IMAGES if _release(facts) >= least)
+    return recorded or next(of_image, "")
+
+
+def _release(facts: ServerFacts) -> tuple[int, ...]:
+    """`2.51.0` as numbers; none where it is no release."""
+    found = re.match(r"(\d+)\.(\d+)", facts.version)
+    return (int(found[1]), int(found[2])) if found else ()
