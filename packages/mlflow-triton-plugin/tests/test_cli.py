@@ -7,12 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from .models import log_scale, python_directory, python_source
+from .waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -156,13 +156,6 @@ def test_run_local_serves_one_model_until_ctrl_c(
     assert run_local.returncode == 0
     assert stdout == ""
     assert "Traceback" not in stderr.read_text()
-
-
-def wait_until(condition: Callable[[], object], timeout_s: float = 120) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not so after {timeout_s} s"
-        time.sleep(0.05)
 
 
 def test_nothing_is_printed_to_stdout_but_results(name: str, scale: str) -> None:

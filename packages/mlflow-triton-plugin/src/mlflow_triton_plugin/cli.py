@@ -1,4 +1,4 @@
-"""`mlflow-triton`: what MLflow's own command line has no command for: `plan`, `verify`, `repair`.
+"""`mlflow-triton`: what MLflow's own command line has no command for.
 
 Results go to stdout, one line a finding; messages, the summary and progress go to stderr.
 """
@@ -9,6 +9,7 @@ import argparse
 import io
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_triton_plugin.errors import SettingsError
@@ -37,7 +38,7 @@ _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 _EPILOG = """\
 environment:
   TRITON_MODEL_REPO  the model repository: a path, a file:// URI, s3://… or as://…
-  TRITON_URL         where Triton listens; plan and repair ask it, verify does not
+  TRITON_URL         where Triton listens; all but verify ask it
 
 examples:
   mlflow-triton plan resnet -m models:/resnet@champion
@@ -46,10 +47,11 @@ examples:
   mlflow-triton verify | grep ': changed'
   mlflow-triton verify --json | jq -r '.deployments[] | select(.findings != []) | .name'
   mlflow-triton repair
+  mlflow-triton predict-stream chat --input-path prompt.json
 
 Exit status: 0 all is well; 1 verify found something, or repair left something interrupted; 2 wrong
-usage, no such deployment, what is planned would be refused, or the repository or a server is out of
-reach; 130 after Ctrl-C.
+usage, no such deployment, what is planned would be refused, a request was, or the repository or a
+server is out of reach; 130 after Ctrl-C.
 """
 
 _PLAN = """\
@@ -60,6 +62,12 @@ is refused here, and so is a plan while another command is at the deployment. Th
 to this machine as far as the command would bring it. Where no tracking URI is set and the model is
 asked for by models:/ or runs:/, MLflow makes its own mlflow.db in the working directory, as it does
 with every command.
+"""
+
+_PREDICT_STREAM = """\
+Send one request to a deployment that answers in pieces, and print each as it comes, one JSON
+document a line: what `mlflow deployments predict` prints of one answer. The input is the same, too.
+Ctrl-C ends the request, and the model is told.
 """
 
 _VERIFY = """\
@@ -138,6 +146,14 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser, _REPAIR, name="repair", help="put right what killed commands left"
     )
     mending.set_defaults(run=_repair)
+    streaming = _described(
+        commands.add_parser, _PREDICT_STREAM, name="predict-stream", help="an answer in pieces"
+    )
+    streaming.add_argument("name", metavar="NAME", help="the deployment, or one version: NAME/6")
+    streaming.add_argument(
+        "-I", "--input-path", required=True, help="a JSON file, as in mlflow deployments predict"
+    )
+    streaming.set_defaults(run=_predict_stream)
     for command in (checking, mending):
         command.add_argument(
             "names", nargs="*", metavar="NAME", help="a deployment; every one when not given"
@@ -195,6 +211,27 @@ def _plan(arguments: argparse.Namespace) -> int:
         _print(json.dumps(plan, indent=2))
     for line in as_lines(plan) if not arguments.json else ():
         _print(printable(line))  # config.pbtxt is somebody else's text
+    return 0
+
+
+# -- predict-stream ---------------------------------------------------------------------------
+
+
+def _predict_stream(arguments: argparse.Namespace) -> int:
+    from mlflow_triton_plugin.deployment_error import DeploymentError  # noqa: PLC0415 - see _plan
+    from mlflow_triton_plugin.plugin import TritonDeploymentClient  # noqa: PLC0415
+
+    try:
+        inputs = json.loads(Path(arguments.input_path).read_bytes())
+    except ValueError as exc:
+        _say(f"{arguments.input_path} is not JSON: {one_line(exc)}")
+        return _CANNOT
+    try:
+        for piece in TritonDeploymentClient("triton").predict_stream(arguments.name, inputs):
+            _print(piece.to_json())
+    except DeploymentError as exc:
+        _say(exc.message)
+        return _CANNOT
     return 0
 
 

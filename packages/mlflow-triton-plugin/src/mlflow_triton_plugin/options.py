@@ -161,6 +161,12 @@ OVERRIDES: dict[str, _Override] = {
         "its share where instances of several models wait for resources: 1 is served most",
     ),
     "gpus": _Override("instance_group.gpus", counts, "the GPUs that they are on, 0,1"),
+    "stream": _Override(
+        "model_transaction_policy.decoupled",
+        switch("true"),
+        "whether the model answers in pieces (decoupled): true by itself for a python_function "
+        "that has predict_stream; false for clients that take one answer, such as those of HTTP",
+    ),
     "response_cache": _Override(
         "response_cache.enable",
         switch("true"),

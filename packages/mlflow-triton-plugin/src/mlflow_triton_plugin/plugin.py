@@ -24,6 +24,8 @@ from triton_repo.integrity import verify_repository
 from triton_repo.store import open_store
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from mlflow_triton_plugin.response import Prediction
     from triton_repo.store import Store
 
@@ -194,6 +196,32 @@ class TritonDeploymentClient(deployments_base.BaseDeploymentClient):
             _refuse_endpoint(endpoint)
             return self._predictor.predict(deployment_name, inputs)
 
+    def predict_stream(
+        self,
+        deployment_name: str | None = None,
+        inputs: Any = None,
+        endpoint: str | None = None,
+    ) -> Iterator[Prediction]:
+        """Send one request to a model that answers in pieces, and take them as they come.
+
+        Args:
+            deployment_name: as in `predict`.
+            inputs: as in `predict`; MLflow's models take one row.
+            endpoint: not supported.
+
+        Returns:
+            One prediction a piece, once the first has come; see `predict`. Closing the iterator,
+            or letting it go, ends the request: the model is told.
+
+        Raises:
+            MlflowException: those of `predict`, and BAD_REQUEST where the model answers at once.
+                It also comes in the midst of the pieces, where the model raises there.
+        """
+        with translated():
+            _refuse_endpoint(endpoint)
+            predictions = self._predictor.predict_stream(deployment_name, inputs)
+        return _translated_each(predictions)
+
     def verify_deployment(self, name: str | None = None) -> list[dict[str, str]]:
         """Compare every file with the sha256 in its deployment's record; no server is asked.
 
@@ -262,6 +290,11 @@ class TritonDeploymentClient(deployments_base.BaseDeploymentClient):
     def _deployer(self) -> Deployer:
         store = self._store()
         return Deployer(store, self._servers, RemoteArtifacts(store.copies_from, self._settings))
+
+
+def _translated_each(predictions: Iterator[Prediction]) -> Iterator[Prediction]:
+    with translated():
+        yield from predictions
 
 
 def _refuse_endpoint(endpoint: str | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlflow_triton_plugin.errors import (
@@ -17,12 +18,12 @@ from triton_repo.errors import InvalidNameError
 from triton_repo.names import check_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
     from mlflow_triton_plugin.predict import ModelSchema
-    from mlflow_triton_plugin.server import TritonServer
+    from mlflow_triton_plugin.server import InferResult, TritonServer
 
 __all__ = ["Predictor"]
 
@@ -57,18 +58,38 @@ class Predictor:
             RequestRefusedError: Triton or the model refused the request.
             ServerUnavailableError: no server answers.
         """
+        return self._knowing(name, lambda schema: self._send(inputs, schema))
+
+    def predict_stream(self, name: str | None, inputs: Any) -> Iterator[Prediction]:
+        """Send one request to a model that answers in pieces, and wait for the first of them.
+
+        Args:
+            name: see `predict`.
+            inputs: see `predict`.
+
+        Returns:
+            The pieces, as they come. Closing it ends the request.
+
+        Raises:
+            RequestRefusedError: also in the midst of it, or the model does not answer in pieces.
+            Exception: those of `predict`.
+        """
+        return self._knowing(name, lambda schema: self._begin(inputs, schema))
+
+    def _knowing(self, name: str | None, send: Callable[[ModelSchema], _T]) -> _T:
+        """Send under the schema that is remembered, and again where that was out of date."""
         model = _model_and_version(name or "")
         known = self._schemas.get(model)
         if known is None:
-            return self._send(inputs, self._schema(model))
+            return send(self._schema(model))
         try:
-            return self._send(inputs, known)
+            return send(known)
         except (InvalidInputError, RequestRefusedError, ModelUnknownError):
             self._schemas.pop(model, None)  # another thread may have found out, too
             fresh = self._schema(model)
             if fresh == known:
                 raise
-            return self._send(inputs, fresh)
+            return send(fresh)
 
     def _schema(self, model: tuple[str, str]) -> ModelSchema:
         schema = self._ask(lambda server: server.schema(*model))
@@ -81,10 +102,27 @@ class Predictor:
         result = self._ask(
             lambda server: server.infer(schema.name, schema.version, tensors, schema, params)
         )
-        outputs = _in_order(result.outputs, schema)
-        for name in schema.json_outputs & outputs.keys():
-            outputs[name] = json_values(outputs[name])
-        return Prediction(outputs, model_name=schema.name, model_version=result.version)
+        return _prediction(result, schema)
+
+    def _begin(self, inputs: Any, schema: ModelSchema) -> Iterator[Prediction]:
+        tensors = to_tensors(inputs, schema)
+        params = params_text(inputs, schema)
+        if schema.decoupled is False:
+            raise RequestRefusedError(
+                f"{schema} answers at once, not in pieces; ask predict, or deploy a model that has "
+                "predict_stream (or whose predict is a generator, with -C stream=true)",
+                endpoint="",
+                status="UNIMPLEMENTED",
+                model=schema.name,
+                reason="not decoupled",
+            )
+
+        def begun(server: TritonServer) -> tuple[InferResult | None, Generator[InferResult]]:
+            results = server.stream(schema.name, schema.version, tensors, schema, params)
+            return next(results, None), results
+
+        first, others = self._ask(begun)
+        return _predictions(first, others, schema)
 
     def _ask(self, call: Callable[[TritonServer], _T]) -> _T:
         """Ask the servers in their order, passing over those that do not answer."""
@@ -94,6 +132,23 @@ class Predictor:
             except ServerUnavailableError as exc:
                 _logger.warning("%s; asking the next server", exc)
         return call(self._servers[-1])
+
+
+def _predictions(
+    first: InferResult | None, others: Generator[InferResult], schema: ModelSchema
+) -> Iterator[Prediction]:
+    with closing(others):
+        if first is not None:
+            yield _prediction(first, schema)
+        for result in others:
+            yield _prediction(result, schema)
+
+
+def _prediction(result: InferResult, schema: ModelSchema) -> Prediction:
+    outputs = _in_order(result.outputs, schema)
+    for name in schema.json_outputs & outputs.keys():
+        outputs[name] = json_values(outputs[name])
+    return Prediction(outputs, model_name=schema.name, model_version=result.version)
 
 
 def _model_and_version(name: str) -> tuple[str, str]:

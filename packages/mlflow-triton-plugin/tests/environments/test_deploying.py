@@ -157,6 +157,7 @@ def test_a_plan_says_what_would_be_packed_and_packs_nothing(
     assert line.startswith("+ planned/env-py")
     assert "to be packed for Python" in line
     secret = logged(INFLECTION, "thing @ https://me:hush@127.0.0.1:9/thing-1.0-py3-none-any.whl")
+    capsys.readouterr()  # MLflow itself tells of it while it logs
     assert "hush" not in json.dumps(client.plan_deployment("planned", secret, config=PACK))
     refused(
         lambda: client.create_deployment("planned", secret, config=PACK),

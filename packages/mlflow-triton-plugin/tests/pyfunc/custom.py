@@ -5,7 +5,9 @@ Annotations are objects here, not strings: cloudpickle, when it loads a class th
 defined, gives it the methods of the pickle, whose globals are only what they use.
 """
 
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -128,3 +130,70 @@ class Noting(PythonModel):
         with open(self._path, "a", encoding="utf-8") as file:  # noqa: PTH123 - goes by value
             file.write(model_input.to_json(orient="split", index=False) + "\n")
         return np.zeros(len(model_input))
+
+
+class Telling(PythonModel):
+    """Answers a text whole, or word by word; `gate` holds back all but the first.
+
+    Where `gate` is a file's path, the other words wait until the file is there; a file `<gate>.end`
+    is written when the generator ends, however it does.
+    """
+
+    def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        return [each.upper() for each in model_input["prompt"]]
+
+    def predict_stream(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        gate = (params or {}).get("gate", "")
+        try:
+            for place, word in enumerate(model_input["prompt"].split()):
+                if word == "bad":
+                    raise ValueError(f"word {place} is bad")
+                yield word.upper()
+                while gate and not Path(gate).exists():
+                    time.sleep(0.01)
+        finally:
+            if gate:
+                Path(f"{gate}.end").touch()
+
+
+class Pieces(PythonModel):
+    """Gives pieces of one of the forms that pyfunc allows, as many as it is asked for."""
+
+    def __init__(self, form: str) -> None:
+        self._form = form
+
+    def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        return [_PIECES[self._form](int(count)) for count in model_input["count"]]
+
+    def predict_stream(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        for each in range(int(model_input["count"])):
+            yield _PIECES[self._form](each)
+
+
+_PIECES: dict[str, Callable[[int], Any]] = {
+    "text": lambda each: f"piece {each} é",
+    "number": lambda each: each / 2,
+    "object": lambda each: {"delta": {"content": "x" * each}, "index": each},
+    "columns": lambda each: {"token": f"t{each}", "logprob": -0.5 * each},
+}
+
+
+class Generating(PythonModel):
+    """Its predict is a generator."""
+
+    def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        return (each * 2.0 for each in model_input["x"])
+
+
+class Odd(PythonModel):
+    """Answers what its signature has no place for."""
+
+    def __init__(self, form: str) -> None:
+        self._form = form
+
+    def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        return {
+            "huge": np.full(len(model_input), 1e300),
+            "nothing": None,
+            "ragged": [[1.0] * (1 + each) for each in range(len(model_input))],
+        }[self._form]

@@ -17,6 +17,7 @@ from mlflow.models import ModelSignature, infer_signature
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
 from ..models import log_pyfunc  # noqa: TID252 - tests have no name to be imported by
+from ..refusals import refused  # noqa: TID252
 from . import custom
 
 if TYPE_CHECKING:
@@ -283,6 +284,23 @@ def test_an_answer_that_the_signature_has_no_place_for_is_refused(
     name, _uri = deploy(custom.Lossy(), signature=infer_signature(FRAME, np.array([1])))
     with pytest.raises(MlflowException, match="is float64, and its signature has int64"):
         pyfunc_client.predict(name, FRAME)
+
+
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        ("huge", "y of the model's answer has 1e+300, too large for the float32"),
+        ("nothing", "the model answers nothing (None)"),
+        ("ragged", "y of the model's answer is ragged"),
+    ],
+)
+def test_an_answer_that_no_tensor_can_hold_is_refused(
+    deploy: Deploy, pyfunc_client: TritonDeploymentClient, form: str, words: str
+) -> None:
+    outputs = Schema([ColSpec("float", "y")])
+    inputs = infer_signature(FRAME).inputs
+    name, _uri = deploy(custom.Odd(form), signature=ModelSignature(inputs, outputs))
+    refused(lambda: pyfunc_client.predict(name, FRAME), "BAD_REQUEST", words)
 
 
 def test_what_the_server_lacks_is_listed_and_nothing_changes(

@@ -47,6 +47,7 @@ _SEEN_BY_ALL = (
     "default_model_filename",
     "ensemble_scheduling",
     "sequence_batching",
+    "model_transaction_policy",
     "parameters",
 )
 
@@ -118,6 +119,7 @@ class ModelConfig:
         outputs: Iterable[TensorSpec],
         max_batch_size: int = 0,
         dynamic_batching: bool = False,
+        decoupled: bool = False,
         platform: str = "",
         instances: int = 0,
         parameters: Mapping[str, str] | None = None,
@@ -133,6 +135,7 @@ class ModelConfig:
             outputs: the same.
             max_batch_size: 0 means that the model has no batch dimension of Triton's.
             dynamic_batching: let Triton join requests into one batch.
+            decoupled: a request may have any number of responses.
             platform: the older spelling of `backend`, where a server still wants it.
             instances: on the CPU, or on each GPU where there are some; 0 leaves it to Triton.
             parameters: of the backend.
@@ -152,6 +155,8 @@ class ModelConfig:
             _fill(message.output.add(), spec, "output")
         if dynamic_batching:
             message.dynamic_batching.SetInParent()
+        if decoupled:
+            message.model_transaction_policy.decoupled = True
         if instances:
             message.instance_group.add(count=instances)
         for key, value in (parameters or {}).items():
@@ -180,6 +185,11 @@ class ModelConfig:
     def is_ensemble(self) -> bool:
         """Whether this is an ensemble: steps over other models, with no file of its own."""
         return self.backend == "ensemble" or self._message.HasField("ensemble_scheduling")
+
+    @property
+    def is_decoupled(self) -> bool:
+        """Whether a request may have any number of responses."""
+        return bool(self._message.model_transaction_policy.decoupled)
 
     @property
     def max_batch_size(self) -> int:

@@ -39,6 +39,7 @@ class ModelSchema:
         parameters: names of what `predict` of a `python_function` takes beside its inputs.
         json_inputs: inputs that take one JSON text a row, for MLflow's objects, maps and `Any`.
         json_outputs: the same of outputs.
+        decoupled: whether a request may have any number of answers; None where that is unknown.
     """
 
     name: str
@@ -49,6 +50,7 @@ class ModelSchema:
     parameters: tuple[str, ...] = ()
     json_inputs: frozenset[str] = frozenset()
     json_outputs: frozenset[str] = frozenset()
+    decoupled: bool | None = False
 
     # Kept per schema: predict looks names up on a path whose budget is microseconds.
     @cached_property

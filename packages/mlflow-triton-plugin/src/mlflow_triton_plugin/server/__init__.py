@@ -19,7 +19,7 @@ from mlflow_triton_plugin.security import OPEN, Access
 from mlflow_triton_plugin.server._deadline import Deadline
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -151,7 +151,25 @@ class TritonServer(Protocol):
 
         Raises:
             ModelUnknownError: the model is not loaded.
-            RequestRefusedError: Triton or the model refused the request.
+            RequestRefusedError: Triton or the model refused the request, or one that answers in
+                pieces gave another number than one.
+        """
+
+    def stream(
+        self,
+        model: str,
+        version: str,
+        tensors: Mapping[str, NDArray[Any]],
+        schema: ModelSchema,
+        params: str = "",
+    ) -> Generator[InferResult]:
+        """Send one request, and take its answers as they come; see `infer`.
+
+        The request is sent with the first `next`, and cancelled when the iterator is closed. The
+        deadline is for each answer.
+
+        Raises:
+            RequestRefusedError: also in the midst of it.
         """
 
     def close(self) -> None:

@@ -26,16 +26,18 @@ class Configured:
         optional: names of inputs that may be left out.
         max_batch_size: the largest batch, 0 where there is none.
         parameters: the backend's, such as those of `triton_repo.flavors.pyfunc`.
+        decoupled: see `ModelSchema`.
     """
 
     optional: frozenset[str]
     max_batch_size: int
     parameters: Mapping[str, str]
+    decoupled: bool | None
 
     @classmethod
     def unknown(cls, inputs: Iterable[TensorSpec]) -> Configured:
         """For who may ask for predictions only: it is for Triton to check."""
-        return cls(frozenset(spec.name for spec in inputs), 0, {})
+        return cls(frozenset(spec.name for spec in inputs), 0, {}, None)
 
     def schema(
         self,
@@ -54,6 +56,7 @@ class Configured:
             parameters=tuple(self._names(PARAMS)),
             json_inputs=frozenset(self._names(JSON_INPUTS)),
             json_outputs=frozenset(self._names(JSON_OUTPUTS)),
+            decoupled=self.decoupled,
         )
 
     def _names(self, key: str) -> list[str]:
@@ -73,5 +76,5 @@ def schema_of(config: ModelConfig, *, model: str) -> ModelSchema:
         for side in (config.inputs, config.outputs)
     )
     optional = frozenset(spec.name for spec in inputs if spec.optional)
-    configured = Configured(optional, config.max_batch_size, config.parameters)
+    configured = Configured(optional, config.max_batch_size, config.parameters, config.is_decoupled)
     return configured.schema(model, "", inputs, outputs)

@@ -7,6 +7,7 @@ left out: it would add its own objects to every request, and hide gRPC's status 
 from __future__ import annotations
 
 from contextlib import contextmanager
+from threading import Timer
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
@@ -34,10 +35,10 @@ from mlflow_triton_plugin.server._translate import (
     named,
     raise_translated,
 )
-from triton_repo.flavors.pyfunc import PARAMS
+from triton_repo.flavors.pyfunc import PARAMS, STREAM
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Generator, Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -146,6 +147,7 @@ class GrpcServer:
             optional=frozenset(tensor.name for tensor in config.input if tensor.optional),
             max_batch_size=config.max_batch_size,
             parameters={key: each.string_value for key, each in config.parameters.items()},
+            decoupled=config.model_transaction_policy.decoupled,
         )
 
     def infer(
@@ -156,20 +158,76 @@ class GrpcServer:
         schema: ModelSchema,
         params: str = "",
     ) -> InferResult:
-        request = service_pb2.ModelInferRequest(model_name=model, model_version=version)
-        if params:
-            request.parameters[PARAMS].string_param = params
-        specs = schema.inputs_by_name
-        for name, array in tensors.items():
-            datatype = specs[name].datatype
-            request.inputs.add(name=name, datatype=datatype, shape=array.shape)
-            request.raw_input_contents.append(to_bytes(array, datatype))
+        request = _request(model, version, tensors, schema, params)
+        if schema.decoupled:
+            request.parameters[STREAM].bool_param = False
+            return self._only(list(self._responses(request)), named(model, version))
         try:
             response = self._send(self._triton.ModelInfer, request)
         except grpc.RpcError as exc:
             self._raise(exc, "infer", named(model, version), self._timeout_s)
         with as_triton_answers(self._access, self._endpoint, "infer", named(model, version)):
             return InferResult(response.model_version, _outputs(response))
+
+    def stream(
+        self,
+        model: str,
+        version: str,
+        tensors: Mapping[str, NDArray[Any]],
+        schema: ModelSchema,
+        params: str = "",
+    ) -> Generator[InferResult]:
+        return self._responses(_request(model, version, tensors, schema, params))
+
+    def _responses(self, request: Any) -> Generator[InferResult]:
+        about = ("infer", named(request.model_name, request.model_version))
+        metadata = [(header.name, header.value) for header in self._access.headers()]
+        call = self._triton.ModelStreamInfer(iter([request]), metadata=metadata)
+        try:
+            while (said := self._next(call, *about)) is not None:
+                if said.error_message:
+                    self._refuse(said.error_message, *about)
+                with as_triton_answers(self._access, self._endpoint, *about):
+                    response = said.infer_response
+                    result = InferResult(response.model_version, _outputs(response))
+                yield result
+        finally:
+            call.cancel()  # Triton tells the model that nobody listens
+
+    def _next(self, call: Any, what: str, model: str) -> Any:
+        """The next answer of a stream, None at its end; gRPC has deadlines for all of it only."""
+        patience = Timer(self._timeout_s, call.cancel)
+        patience.daemon = True
+        patience.start()
+        try:
+            return next(call, None)
+        except grpc.RpcError as exc:
+            if exc.code() is grpc.StatusCode.CANCELLED and patience.finished.is_set():
+                self._refuse("", what, model, status="DEADLINE_EXCEEDED")
+            self._raise(exc, what, model, self._timeout_s)
+        finally:
+            patience.cancel()
+
+    def _only(self, results: list[InferResult], model: str) -> InferResult:
+        if len(results) != 1:
+            self._refuse(
+                f"it gave {len(results)} answers, where one was asked for; ask predict_stream",
+                "infer",
+                model,
+            )
+        return results[0]
+
+    def _refuse(self, reason: str, what: str, model: str, *, status: str = "") -> NoReturn:
+        raise_translated(
+            RuntimeError(reason),
+            access=self._access,
+            endpoint=self._endpoint,
+            status=status,
+            reason=reason,
+            what=what,
+            model=model,
+            timeout_s=self._timeout_s,
+        )
 
     def close(self) -> None:
         self._channel.close()
@@ -216,6 +274,24 @@ def _channel(endpoint: Endpoint, access: Access) -> grpc.Channel:
         *((tls.ca, tls.key, tls.certificate) if tls is not None else ())
     )
     return grpc.secure_channel(endpoint.address, credentials, options)
+
+
+def _request(
+    model: str,
+    version: str,
+    tensors: Mapping[str, NDArray[Any]],
+    schema: ModelSchema,
+    params: str,
+) -> Any:
+    request = service_pb2.ModelInferRequest(model_name=model, model_version=version)
+    if params:
+        request.parameters[PARAMS].string_param = params
+    specs = schema.inputs_by_name
+    for name, array in tensors.items():
+        datatype = specs[name].datatype
+        request.inputs.add(name=name, datatype=datatype, shape=array.shape)
+        request.raw_input_contents.append(to_bytes(array, datatype))
+    return request
 
 
 def _outputs(response: Any) -> dict[str, NDArray[Any]]:

@@ -13,6 +13,7 @@ from urllib.parse import quote
 from tritonclient.utils import InferenceServerException
 
 from mlflow_triton_plugin.errors import (
+    RequestRefusedError,
     ServerAccessError,
     ServerUnavailableError,
     SettingsError,
@@ -34,7 +35,7 @@ from triton_repo.flavors.pyfunc import PARAMS
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Generator, Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -146,6 +147,7 @@ class HttpServer:
                     parameters={
                         key: str(each.get("string_value", "")) for key, each in parameters.items()
                     },
+                    decoupled=bool(config.get("model_transaction_policy", {}).get("decoupled")),
                 )
         except ServerAccessError:
             return Configured.unknown(inputs)
@@ -158,6 +160,8 @@ class HttpServer:
         schema: ModelSchema,
         params: str = "",
     ) -> InferResult:
+        if schema.decoupled:
+            self._refuse_stream(model)
         inputs = []
         datatypes = schema.inputs_by_name
         for name, array in tensors.items():
@@ -176,6 +180,26 @@ class HttpServer:
             answer = result.get_response()
             # the protocol lets the version out where there is only one
             return InferResult(str(answer.get("model_version", "")), _outputs(answer, result))
+
+    def stream(
+        self,
+        model: str,
+        version: str,  # noqa: ARG002 - see `TritonServer`
+        tensors: Mapping[str, NDArray[Any]],  # noqa: ARG002
+        schema: ModelSchema,  # noqa: ARG002
+        params: str = "",  # noqa: ARG002
+    ) -> Generator[InferResult]:
+        self._refuse_stream(model)
+
+    def _refuse_stream(self, model: str) -> NoReturn:
+        raise RequestRefusedError(
+            f"{model} answers in pieces, which takes gRPC: set TRITON_URL to Triton's gRPC port, "
+            "or deploy it with -C stream=false",
+            endpoint=self._endpoint,
+            status="UNIMPLEMENTED",
+            model=model,
+            reason="decoupled",
+        )
 
     def close(self) -> None:
         self._client.close()

@@ -1,12 +1,13 @@
 """The `python_function` flavor: any MLflow model, in Triton's Python backend.
 
-A version holds MLflow's directory as it was logged, and `model.py`, which loads it there. The
-config.pbtxt is the user's where one can be found, to the byte; otherwise it is made from the
-model's signature.
+A version holds MLflow's directory as it was logged, and `model.py`, which loads it there. A model
+that has `predict_stream` is a decoupled one to Triton: it answers in pieces. The config.pbtxt is
+the user's where one can be found, to the byte; otherwise it is made from the model's signature.
 
 ```
 <name>/config.pbtxt
-<name>/7/model.py            `_pyfunc/model.py` of this package
+<name>/7/model.py            of this package, see `_pyfunc/model.py`
+<name>/7/mlflow_triton_values.py
 <name>/7/mlflow/MLmodel, …   the model
 ```
 """
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from triton_repo.names import ModelName
     from triton_repo.signature import Column
 
-__all__ = ["JSON_INPUTS", "JSON_OUTPUTS", "PARAMS", "convert", "generate_config"]
+__all__ = ["JSON_INPUTS", "JSON_OUTPUTS", "PARAMS", "STREAM", "convert", "generate_config"]
 
 BACKEND = "python"
 MODEL_FOLDER = "mlflow"
@@ -40,13 +41,18 @@ MODEL_FOLDER = "mlflow"
 #: inputs and outputs have one JSON text a row. A request's own parameter PARAMS holds the former's
 #: values as JSON: the protocol has neither lists nor, everywhere, fractions.
 PARAMS, JSON_INPUTS, JSON_OUTPUTS = "mlflow_params", "mlflow_json_inputs", "mlflow_json_outputs"
+#: A request's own parameter, where the model answers in pieces: False asks for what `predict`
+#: answers, in one; without it, it is `predict_stream` that is asked.
+STREAM = "mlflow_stream"
 
 #: Rows a request, or a batch of several, may have. Nothing is reserved for it.
 GENERATED_MAX_BATCH_SIZE = 65_536
 #: What a tensor without a name is called: MLflow's scoring protocol has these words.
 _INPUT, _OUTPUT = "inputs", "predictions"
 
-_SHIM = Path(__file__).with_name("_pyfunc") / "model.py"
+_SHIM = tuple(
+    Path(__file__).with_name("_pyfunc") / name for name in ("model.py", "mlflow_triton_values.py")
+)
 #: What to log instead of what Triton has no type for.
 _REPLACEMENTS = {
     "datetime64": 'ColSpec("datetime", {name!r})',
@@ -72,9 +78,9 @@ def convert(artifact: ModelArtifact, name: ModelName, version: int) -> Repositor
     elif config.pinned_versions:
         config = config.pinned([version])
     folder = PurePosixPath(MODEL_FOLDER)
-    shim = EntryFile(PurePosixPath("model.py"), _SHIM, _SHIM.stat().st_size)
+    shim = (EntryFile(PurePosixPath(file.name), file, file.stat().st_size) for file in _SHIM)
     tree = Tree(
-        (shim, *(replace(file, path=folder / file.path) for file in whole.files)),
+        (*shim, *(replace(file, path=folder / file.path) for file in whole.files)),
         tuple(folder / path for path in whole.empty_directories),
     )
     return RepositoryEntry(
@@ -127,6 +133,7 @@ def generate_config(artifact: ModelArtifact, *, name: str) -> ModelConfig:
         outputs=[_config_spec(spec, batched=batched) for spec in outputs],
         max_batch_size=GENERATED_MAX_BATCH_SIZE if batched else 0,
         dynamic_batching=batched,
+        decoupled=bool(artifact.flavors["python_function"].get("streamable")),
         # each instance is a process that imports all of the model's packages
         instances=1,
         parameters={key: json.dumps(names) for key, names in as_json.items() if names},

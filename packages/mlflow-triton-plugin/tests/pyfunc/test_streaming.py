@@ -1,0 +1,353 @@
+"""Models that answer in pieces: `predict_stream`, on Triton what it is in process."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import threading
+import urllib.request
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow.deployments import get_deploy_client
+from mlflow.models import ModelSignature, infer_signature
+from mlflow.types import ColSpec, Schema
+from tritonclient import grpc as triton_grpc
+
+from mlflow_triton_plugin.cli import main
+
+from ..models import log_pyfunc  # noqa: TID252 - tests have no name to be imported by
+from ..refusals import refused  # noqa: TID252
+from ..waiting import wait_until  # noqa: TID252
+from . import custom
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from mlflow_triton_plugin.local import LocalTriton
+    from mlflow_triton_plugin.plugin import TritonDeploymentClient
+
+    from .conftest import Deploy
+
+PROMPT = {"prompt": ["tell me a é story"]}
+WORDS = ["TELL", "ME", "A", "É", "STORY"]
+SIGNATURE = infer_signature(pd.DataFrame(PROMPT), ["text"], params={"gate": ""})
+
+
+@pytest.fixture(scope="module")
+def telling(deploy: Deploy) -> tuple[str, str]:
+    return deploy(custom.Telling(), signature=SIGNATURE)
+
+
+def texts(predictions: Iterable[Any]) -> list[str]:
+    """Of an output of strings, one row a piece."""
+    arrays = [each["outputs"]["predictions"] for each in predictions]
+    assert all(array.shape == (1, 1) for array in arrays)
+    return [array.item().decode() for array in arrays]
+
+
+def gated(gate: Path) -> dict[str, Any]:
+    return {"inputs": PROMPT, "params": {"gate": str(gate)}}
+
+
+def test_the_pieces_are_those_of_the_model_in_process(
+    telling: tuple[str, str], pyfunc_client: TritonDeploymentClient
+) -> None:
+    name, uri = telling
+    wanted = list(mlflow.pyfunc.load_model(uri).predict_stream({"prompt": PROMPT["prompt"][0]}))
+    assert texts(pyfunc_client.predict_stream(name, PROMPT)) == wanted == WORDS
+    frame = pd.DataFrame(PROMPT)
+    assert texts(pyfunc_client.predict_stream(f"{name}/1", frame)) == WORDS
+
+
+def test_predict_answers_what_predict_does(
+    telling: tuple[str, str], pyfunc_client: TritonDeploymentClient
+) -> None:
+    several = {"prompt": ["a b", "c", "é"]}
+    answered = pyfunc_client.predict(telling[0], several)["outputs"]["predictions"]
+    assert [each.decode() for each in answered.reshape(-1)] == ["A B", "C", "É"]
+
+
+@pytest.mark.parametrize("form", ["text", "number", "object", "columns"])
+def test_pieces_of_every_form(
+    deploy: Deploy, pyfunc_client: TritonDeploymentClient, form: str
+) -> None:
+    columns: Any = {
+        "text": [ColSpec("string")],
+        "number": [ColSpec("double")],
+        "object": None,
+        "columns": [ColSpec("string", "token"), ColSpec("double", "logprob")],
+    }[form]
+    inputs = Schema([ColSpec("long", "count")])
+    signature = ModelSignature(inputs, Schema(columns) if columns else None)
+    name, uri = deploy(custom.Pieces(form), signature=signature)
+    model = mlflow.pyfunc.load_model(uri)
+    for count in (0, 1, 20):
+        wanted = list(model.predict_stream({"count": count}))
+        pieces = [
+            each["outputs"]
+            for each in pyfunc_client.predict_stream(name, {"count": np.array([count])})
+        ]
+        if form == "columns":
+            found: list[Any] = [
+                {"token": each["token"].item().decode(), "logprob": each["logprob"].item()}
+                for each in pieces
+            ]
+        else:
+            values = [each["predictions"].reshape(-1)[0] for each in pieces]
+            found = [each.decode() if isinstance(each, bytes) else each for each in values]
+        assert found == wanted
+        assert len(found) == count
+
+
+def test_a_piece_comes_before_the_next_is_made(
+    telling: tuple[str, str], pyfunc_client: TritonDeploymentClient, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    pieces = pyfunc_client.predict_stream(telling[0], gated(gate))
+    assert texts([next(pieces)]) == WORDS[:1]
+    assert not (tmp_path / "gate.end").exists()
+    gate.touch()
+    assert texts(pieces) == WORDS[1:]
+
+
+@pytest.mark.parametrize("leave", ["close", "let go"])
+def test_who_goes_away_ends_the_generator(
+    telling: tuple[str, str],
+    pyfunc_client: TritonDeploymentClient,
+    tmp_path: Path,
+    leave: str,
+) -> None:
+    gate = tmp_path / "gate"
+    pieces: Any = pyfunc_client.predict_stream(telling[0], gated(gate))
+    if leave == "close":
+        assert texts([next(pieces)]) == WORDS[:1]
+        pieces.close()
+    del pieces
+    gc.collect()
+    gate.touch()  # the model looks up only between two pieces
+    wait_until((tmp_path / "gate.end").exists)
+    assert texts(pyfunc_client.predict_stream(telling[0], PROMPT)) == WORDS
+
+
+def test_an_error_in_the_midst_comes_after_the_pieces_before_it(
+    telling: tuple[str, str], pyfunc_client: TritonDeploymentClient
+) -> None:
+    pieces = pyfunc_client.predict_stream(telling[0], {"prompt": ["one two bad four"]})
+    assert texts(itertools.islice(pieces, 2)) == ["ONE", "TWO"]
+    refused(lambda: next(pieces), "BAD_REQUEST", "word 2 is bad")
+    assert list(pieces) == []
+    begin = lambda: pyfunc_client.predict_stream(telling[0], {"prompt": ["bad"]})  # noqa: E731
+    refused(begin, "BAD_REQUEST", "word 0 is bad")
+
+
+def test_streams_and_predictions_go_on_beside_each_other(
+    telling: tuple[str, str], pyfunc_client: TritonDeploymentClient, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    held = [pyfunc_client.predict_stream(telling[0], gated(gate)) for _ in range(5)]
+    with ThreadPoolExecutor(8) as pool:
+        asked = [f"a{each} b{each}" for each in range(40)]
+        found = pool.map(
+            lambda text: texts(pyfunc_client.predict_stream(telling[0], {"prompt": [text]})), asked
+        )
+        assert list(found) == [text.upper().split() for text in asked]
+    test_predict_answers_what_predict_does(telling, pyfunc_client)
+    gate.touch()
+    assert [texts(pieces) for pieces in held] == [WORDS] * 5
+
+
+def test_others_than_the_number_configured_wait(
+    pyfunc_client: TritonDeploymentClient, tmp_path: Path
+) -> None:
+    name, gate = f"m{uuid.uuid4().hex[:12]}", tmp_path / "gate"
+    info = log_pyfunc(custom.Telling(), signature=SIGNATURE)
+    pyfunc_client.create_deployment(name, info.model_uri, config={"parameters.mlflow_streams": "1"})
+    try:
+        first = pyfunc_client.predict_stream(name, gated(gate))
+        second: list[str] = []
+        waiting = threading.Thread(
+            target=lambda: second.extend(texts(pyfunc_client.predict_stream(name, PROMPT)))
+        )
+        waiting.start()
+        waiting.join(0.5)
+        assert second == []
+        gate.touch()
+        assert texts(first) == WORDS
+        waiting.join(30)
+        assert second == WORDS
+    finally:
+        gate.touch()
+        pyfunc_client.delete_deployment(name)
+
+
+def test_more_than_one_row_is_refused_with_the_model_s_words(
+    telling: tuple[str, str], pyfunc_client: TritonDeploymentClient
+) -> None:
+    refused(
+        lambda: pyfunc_client.predict_stream(telling[0], {"prompt": ["a", "b"]}),
+        "BAD_REQUEST",
+        "requires single input",
+    )
+
+
+def test_a_deadline_is_for_each_piece(
+    telling: tuple[str, str],
+    pyfunc_client: TritonDeploymentClient,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TRITON_REQUEST_TIMEOUT", "1")
+    hasty: Any = get_deploy_client("triton")
+    gate = tmp_path / "gate"
+    pieces = hasty.predict_stream(telling[0], gated(gate))
+    assert texts([next(pieces)]) == WORDS[:1]
+    refused(lambda: next(pieces), "DEADLINE_EXCEEDED", "1 s")
+    gate.touch()
+    assert texts(pyfunc_client.predict_stream(telling[0], PROMPT)) == WORDS
+
+
+def test_a_model_that_answers_at_once_is_told_from_one_that_streams(
+    deploy: Deploy, pyfunc_client: TritonDeploymentClient
+) -> None:
+    frame = pd.DataFrame({"x": [1.0, 2.0]})
+    name, _uri = deploy(custom.Echo(), signature=infer_signature(frame, frame))
+    refused(lambda: pyfunc_client.predict_stream(name, frame), "BAD_REQUEST", "not in pieces")
+
+
+def test_a_predict_that_is_a_generator_streams_on_request(
+    deploy: Deploy, pyfunc_client: TritonDeploymentClient
+) -> None:
+    frame = pd.DataFrame({"x": [1.0, 2.5]})
+    name, _uri = deploy(custom.Generating(), signature=infer_signature(frame, [1.0]))
+    refused(lambda: pyfunc_client.predict(name, frame), "BAD_REQUEST", "-C stream=true")
+    pyfunc_client.update_deployment(name, config={"stream": True})
+    pieces = pyfunc_client.predict_stream(name, frame)
+    assert [each["outputs"]["predictions"].item() for each in pieces] == [2.0, 5.0]
+
+
+def test_stream_false_serves_clients_that_take_one_answer(
+    telling: tuple[str, str],
+    pyfunc_client: TritonDeploymentClient,
+    pyfunc_triton: LocalTriton,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name, uri = f"m{uuid.uuid4().hex[:12]}", telling[1]
+    monkeypatch.setenv("TRITON_URL", pyfunc_triton.http_url)
+    http: Any = get_deploy_client("triton")
+    words = ("BAD_REQUEST", "gRPC", "stream=false")
+    refused(lambda: http.predict(telling[0], PROMPT), *words)
+    refused(lambda: http.predict_stream(telling[0], PROMPT), *words)
+    pyfunc_client.create_deployment(name, uri, config={"stream": "false"})
+    try:
+        answered = http.predict(name, PROMPT)["outputs"]["predictions"]
+        assert answered.item().decode() == PROMPT["prompt"][0].upper()
+        # until it is taken back it stays, also through updates
+        pyfunc_client.update_deployment(name, uri)
+        assert http.predict(name, PROMPT)["outputs"]["predictions"].shape == (1, 1)
+        pyfunc_client.update_deployment(name, config={"stream": "default"})
+        assert texts(pyfunc_client.predict_stream(name, PROMPT)) == WORDS
+    finally:
+        pyfunc_client.delete_deployment(name)
+
+
+def test_an_update_from_one_to_the_other_and_back(
+    pyfunc_client: TritonDeploymentClient,
+) -> None:
+    name = f"m{uuid.uuid4().hex[:12]}"
+    frame = pd.DataFrame(PROMPT)
+    whole = log_pyfunc(custom.Echo(), signature=infer_signature(frame, ["text"])).model_uri
+    told = log_pyfunc(custom.Telling(), signature=SIGNATURE).model_uri
+    pyfunc_client.create_deployment(name, whole)
+    try:
+        for _ in range(2):
+            assert texts([pyfunc_client.predict(name, PROMPT)]) == PROMPT["prompt"]
+            pyfunc_client.update_deployment(name, told)
+            assert texts([pyfunc_client.predict(name, PROMPT)]) == [PROMPT["prompt"][0].upper()]
+            assert texts(pyfunc_client.predict_stream(name, PROMPT)) == WORDS
+            pyfunc_client.update_deployment(name, whole)
+    finally:
+        pyfunc_client.delete_deployment(name)
+
+
+def test_it_answers_its_own_example_and_warms_up(pyfunc_client: TritonDeploymentClient) -> None:
+    name = f"m{uuid.uuid4().hex[:12]}"
+    example = (pd.DataFrame(PROMPT), {"gate": ""})
+    info = log_pyfunc(custom.Telling(), signature=SIGNATURE, input_example=example)
+    pyfunc_client.create_deployment(name, info.model_uri, config={"validate": True, "warmup": True})
+    try:
+        assert texts(pyfunc_client.predict_stream(name, PROMPT)) == WORDS
+        pyfunc_client.update_deployment(name, config={"warmup": "1,8"})
+        assert texts(pyfunc_client.predict_stream(name, PROMPT)) == WORDS
+    finally:
+        pyfunc_client.delete_deployment(name)
+
+
+def test_other_clients(telling: tuple[str, str], pyfunc_triton: LocalTriton) -> None:
+    found: list[str] = []
+    done = threading.Event()
+
+    def on_answer(result: Any, error: Any) -> None:
+        if (
+            error is not None
+            or result.get_response().parameters["triton_final_response"].bool_param
+        ):
+            done.set()
+        else:
+            found.append(result.as_numpy("predictions").item().decode())
+
+    with triton_grpc.InferenceServerClient(pyfunc_triton.grpc_url.removeprefix("grpc://")) as raw:
+        tensor = triton_grpc.InferInput("prompt", [1, 1], "BYTES")
+        tensor.set_data_from_numpy(np.array([PROMPT["prompt"]], dtype=object))
+        raw.start_stream(on_answer)
+        raw.async_stream_infer(telling[0], [tensor], enable_empty_final_response=True)
+        assert done.wait(30)
+        raw.stop_stream()
+    assert found == WORDS
+    request = urllib.request.Request(  # noqa: S310 - http, on this machine
+        f"{pyfunc_triton.http_url}/v2/models/{telling[0]}/generate_stream",
+        json.dumps({"prompt": PROMPT["prompt"][0]}).encode(),
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
+        events = [line.removeprefix(b"data: ") for line in answer if line.startswith(b"data: ")]
+    assert [json.loads(each)["predictions"] for each in events] == WORDS
+
+
+def test_the_command_line_prints_a_line_a_piece(
+    telling: tuple[str, str],
+    pyfunc_client: TritonDeploymentClient,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "input.json"
+    path.write_text(json.dumps({"inputs": PROMPT}))
+    assert main(["predict-stream", telling[0], "--input-path", str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [json.loads(line)["outputs"]["predictions"] for line in lines] == [[[w]] for w in WORDS]
+    path.write_text(json.dumps({"inputs": {"prompt": ["good bad"]}}))
+    assert main(["predict-stream", telling[0], "--input-path", str(path)]) == 2
+    told = capsys.readouterr()
+    assert json.loads(told.out)["outputs"]["predictions"] == [["GOOD"]]
+    assert "word 1 is bad" in told.err
+
+
+def test_the_end_of_the_server_waits_for_no_stream(
+    telling: tuple[str, str], pyfunc_client: TritonDeploymentClient, tmp_path: Path
+) -> None:
+    """A deployment that is deleted meanwhile answers what it has begun."""
+    name, gate = f"m{uuid.uuid4().hex[:12]}", tmp_path / "gate"
+    pyfunc_client.create_deployment(name, telling[1])
+    pieces = pyfunc_client.predict_stream(name, gated(gate))
+    assert texts([next(pieces)]) == WORDS[:1]
+    with ThreadPoolExecutor(1) as pool:
+        deleted = pool.submit(pyfunc_client.delete_deployment, name)
+        gate.touch()
+        assert texts(pieces) == WORDS[1:]
+        deleted.result(60)

@@ -1,0 +1,312 @@
+# ruff: noqa: INP001 - no part of the package: `model.py` beside it imports it
+"""From Triton's arrays to what `predict` takes, and from what it answers to Triton's arrays.
+
+Rows are looked at all together, by numpy and pandas; only text and JSON are made one by one.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from mlflow.models import ModelSignature
+    from numpy.typing import NDArray
+
+    Arrays = dict[str, NDArray[Any]]
+
+__all__ = ["Given", "Wanted"]
+
+#: The parameter of a request that holds MLflow's `params`, as JSON.
+_PARAMS = "mlflow_params"
+
+# -- what is given ------------------------------------------------------------------------------
+
+
+class Given:
+    """What a request gives, as the model takes it: a frame, a list, an array, a dict of arrays."""
+
+    def __init__(
+        self, names: list[str], signature: ModelSignature | None, *, from_hints: bool
+    ) -> None:
+        schema = signature.inputs if signature is not None else None
+        self._are_tensors = schema is None or schema.is_tensor_spec()
+        self._have_names = len(names) > 1 if schema is None else schema.has_input_names()
+        self._types: dict[str, Any] = {}
+        self._ranks: dict[str, int] = {}
+        if schema is not None:
+            self._types = dict(zip(names, schema.input_types(), strict=True))
+        if schema is not None and self._are_tensors:
+            ranks = (len(each.shape) for each in schema.inputs)
+            self._ranks = dict(zip(names, ranks, strict=True))
+        self._params = {each.name: each for each in getattr(signature, "params", None) or ()}
+        self._is_list = from_hints and not self._have_names
+
+    def data(self, arrays: Arrays) -> object:
+        """The first argument of `predict`."""
+        if self._are_tensors:
+            shaped = {name: self._tensor(name, array) for name, array in arrays.items()}
+            return shaped if self._have_names else next(iter(shaped.values()))
+        columns = {
+            name: _column(array, *_unnested(self._types[name])) for name, array in arrays.items()
+        }
+        if self._is_list:
+            return next(iter(columns.values())).tolist()
+        import pandas as pd  # noqa: PLC0415 - models that take arrays may do without
+
+        frame = pd.DataFrame({name: _cells(each) for name, each in columns.items()}, copy=False)
+        return frame if self._have_names else frame.set_axis(range(len(columns)), axis=1)
+
+    def params(self, text: str) -> dict[str, Any] | None:
+        """The second: what a request's parameters say.
+
+        Ours come as JSON under one name; those of other clients under their own, where they are
+        what the model takes: gateways add some that are not.
+        """
+        given = json.loads(text) if text else {}
+        ours = json.loads(given.pop(_PARAMS, "{}"))
+        known = (
+            (self._params[name], value) for name, value in given.items() if name in self._params
+        )
+        return {**{spec.name: _param(spec, value) for spec, value in known}, **ours} or None
+
+    def _tensor(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
+        dtype = self._types.get(name)
+        if array.dtype == object and dtype is not None and dtype.kind != "S":
+            texts = [each.decode() for each in array.reshape(-1)]
+            kind = dtype if dtype.kind == "U" else object
+            array = np.array(texts, dtype=kind).reshape(array.shape)
+        # a row that is one value is [1] to Triton
+        return array.reshape(-1) if self._ranks.get(name) == 1 else array
+
+
+def _param(spec: Any, value: object) -> object:
+    levels, kind = _unnested(spec.dtype)
+    if isinstance(value, str) and (spec.shape is not None or levels or kind == "json"):
+        return json.loads(value)  # the protocol has no lists
+    return value
+
+
+def _unnested(kind: Any) -> tuple[int, str]:
+    """How many arrays are around the values of an MLflow type, and what the values are."""
+    levels = 0
+    while type(kind).__name__ == "Array":
+        kind, levels = kind.dtype, levels + 1
+    leaf = kind.name if type(kind).__name__ == "DataType" else "json"
+    return (0, leaf) if leaf == "json" else (levels, leaf)
+
+
+def _column(array: NDArray[Any], levels: int, leaf: str) -> NDArray[Any]:
+    """The values of one column: [rows], or [rows, …] where a row has arrays."""
+    flat = array.reshape(-1)
+    if leaf == "string":
+        flat = np.array([each.decode() for each in flat], dtype=object)
+    elif leaf == "datetime":
+        import pandas as pd  # noqa: PLC0415 - as above
+
+        flat = pd.to_datetime([each.decode() for each in flat], format="ISO8601").to_numpy()
+    elif leaf == "json":
+        flat = _objects([json.loads(each) for each in flat])
+    return flat.reshape(array.shape) if levels else flat
+
+
+def _cells(values: NDArray[Any]) -> NDArray[Any]:
+    """A frame's column: one array a cell where rows have more than one value."""
+    return values if values.ndim == 1 else _objects(list(values))
+
+
+def _objects(values: Sequence[object]) -> NDArray[Any]:
+    """An array of these very objects: numpy would look into them."""
+    array = np.empty(len(values), dtype=object)
+    for place, value in enumerate(values):
+        array[place] = value
+    return array
+
+
+# -- what is answered ---------------------------------------------------------------------------
+
+
+class Wanted:
+    """What a prediction is made into: arrays of the outputs' types and shapes."""
+
+    def __init__(
+        self, outputs: list[dict[str, Any]], signature: ModelSignature | None, *, batched: bool
+    ) -> None:
+        self._names: list[str] = [each["name"] for each in outputs]
+        self._types = [pb_utils.triton_string_to_numpy(each["data_type"]) for each in outputs]
+        self._dims = [[int(dim) for dim in each["dims"]] for each in outputs]
+        self._batched = batched
+        schema = signature.outputs if signature is not None else None
+        # without a signature config.pbtxt asks for JSON
+        self._are_json = [True] * len(outputs)
+        if schema is not None:
+            self._are_json = [
+                not isinstance(kind, np.dtype) and _unnested(kind)[1] == "json"
+                for kind in schema.input_types()
+            ]
+
+    def response(self, arrays: Iterable[NDArray[Any]]) -> Any:
+        """Triton's response of what `arrays` gave."""
+        tensors = [pb_utils.Tensor(*each) for each in zip(self._names, arrays, strict=True)]
+        return pb_utils.InferenceResponse(output_tensors=tensors)
+
+    def arrays(self, prediction: Any) -> list[NDArray[Any]]:
+        """One array an output.
+
+        Raises:
+            ValueError: the prediction is not what the signature says.
+        """
+        if prediction is None and not all(self._are_json):
+            raise ValueError("the model answers nothing (None)")
+        if hasattr(prediction, "toarray"):  # scipy's sparse matrices
+            prediction = prediction.toarray()
+        values = self._values(prediction)
+        return [self._array(place, value) for place, value in enumerate(values)]
+
+    def _values(self, prediction: Any) -> list[Any]:
+        """What of a prediction belongs to which output."""
+        names = self._names
+        if hasattr(prediction, "columns"):
+            return self._of_frame(prediction)
+        if isinstance(prediction, Mapping) and (len(names) > 1 or names[0] in prediction):
+            return [_member_of(prediction, name) for name in names]
+        if len(names) == 1:
+            return [prediction]
+        if isinstance(prediction, list) and prediction and isinstance(prediction[0], Mapping):
+            return [[_member_of(row, name) for row in prediction] for name in names]
+        if isinstance(prediction, (list, tuple)) and len(prediction) == len(names):
+            return list(prediction)
+        matrix = _array_of(prediction, ", ".join(names))
+        if matrix.shape[1:2] != (len(names),):
+            raise ValueError(
+                f"the model answers {type(prediction).__name__} of shape {list(matrix.shape)}, and "
+                f"its signature has the outputs {', '.join(names)}"
+            )
+        return [matrix[:, place] for place in range(len(names))]
+
+    def _of_frame(self, frame: Any) -> list[Any]:
+        places = {str(column): place for place, column in enumerate(frame.columns)}
+        if places.keys() >= set(self._names):
+            return [frame.iloc[:, places[name]] for name in self._names]
+        if len(self._names) == 1 and self._are_json[0]:
+            return [frame.to_dict("records")]
+        if len(self._names) == 1:
+            return [frame.iloc[:, 0] if len(places) == 1 else frame]
+        if len(places) == len(self._names):
+            return [frame.iloc[:, place] for place in range(len(places))]
+        raise ValueError(
+            f"the model answers the columns {', '.join(places)}, and its signature has "
+            f"{', '.join(self._names)}"
+        )
+
+    def _array(self, place: int, value: Any) -> NDArray[Any]:
+        dtype, dims, name = self._types[place], self._dims[place], self._names[place]
+        if dtype is not np.object_:
+            array = _numbers(value, dtype, name)
+        else:
+            array = _json_texts(value) if self._are_json[place] else _texts(value, name)
+        if not self._batched:
+            return array if array.ndim == len(dims) else array.reshape(dims)
+        if array.ndim == len(dims) + 1:
+            return array
+        return array.reshape(len(array) if array.ndim else 1, *dims)
+
+
+def _member_of(values: Mapping[str, Any], name: str) -> Any:
+    if name not in values:
+        raise ValueError(f"the model's answer has no {name}, and its signature has")
+    return values[name]
+
+
+def _array_of(value: Any, name: str) -> NDArray[Any]:
+    try:
+        return np.asarray(value)
+    except ValueError as exc:
+        raise ValueError(
+            f"{name} of the model's answer is ragged: its rows have different lengths, which a "
+            "tensor has not"
+        ) from exc
+
+
+def _numbers(value: Any, dtype: type[np.generic], name: str) -> NDArray[Any]:
+    """Numbers of the output's type.
+
+    Raises:
+        ValueError: they are none, rows have different lengths, or a value would be lost.
+    """
+    array = _array_of(value, name)
+    if array.dtype == object:  # cells that hold arrays, or missing values
+        try:
+            array = np.array([np.asarray(each) for each in array] if array.ndim else array.item())
+            array = array.astype(dtype) if array.dtype == object else array
+        except (TypeError, ValueError) as exc:
+            raise ValueError(f"{name} of the model's answer is no array of numbers: {exc}") from exc
+    if array.dtype == dtype:
+        return np.ascontiguousarray(array)
+    lossless = array.dtype.kind in "biuf" and (
+        np.can_cast(array.dtype, dtype, "same_kind") or bool((array.astype(dtype) == array).all())
+    )
+    if not lossless:
+        raise ValueError(
+            f"{name} of the model's answer is {array.dtype}, and its signature has "
+            f"{np.dtype(dtype)}; log the model with the signature that infer_signature gives"
+        )
+    with np.errstate(over="ignore"):  # told below
+        converted = np.ascontiguousarray(array, dtype=dtype)
+    if converted.dtype.kind == "f" and np.isinf(converted).any():
+        too_large = np.isinf(converted) & np.isfinite(array)
+        if too_large.any():
+            raise ValueError(
+                f"{name} of the model's answer has {array[too_large].flat[0]:g}, too large for the "
+                f"{np.dtype(dtype)} of its signature"
+            )
+    return converted
+
+
+def _texts(value: Any, name: str) -> NDArray[Any]:
+    """Text as UTF-8, dates as ISO 8601."""
+    array = _array_of([value] if isinstance(value, (str, bytes)) else value, name)
+    if array.dtype.kind == "M":
+        array = np.datetime_as_string(array)
+    if array.dtype.kind == "U":
+        return np.asarray(np.char.encode(array, "utf-8")).astype(object)
+    if array.dtype.kind == "O" and array.ndim == 1 and len(array) and _is_list(array[0]):
+        array = np.array([list(each) for each in array], dtype=object)
+    texts = [_bytes_of(each, name) for each in array.reshape(-1).tolist()]
+    return _objects(texts).reshape(array.shape)
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, (list, tuple, np.ndarray))
+
+
+def _bytes_of(value: Any, name: str) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, dt.date):
+        return value.isoformat().encode()
+    if value is None or value != value:  # noqa: PLR0124 - NaN
+        raise ValueError(f"{name} of the model's answer has a missing value, where text belongs")
+    return str(value).encode()
+
+
+def _json_texts(value: Any) -> NDArray[Any]:
+    """One JSON text a row."""
+    rows = value.tolist() if hasattr(value, "tolist") else value
+    rows = rows if isinstance(rows, (list, tuple)) else [rows]
+    return _objects([json.dumps(each, default=_plain).encode() for each in rows])
+
+
+def _plain(value: Any) -> object:
+    """What JSON has no form for, in one that it has."""
+    for method in ("model_dump", "to_dict", "tolist", "isoformat"):  # pydantic, pandas, numpy
+        if hasattr(value, method):
+            return getattr(value, method)()
+    return str(value)
