@@ -387,3 +387,49 @@ assert "pandas" not in sys.modules
 assert "mlflow" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+# -- columns by position, whose names are known ----------------------------------------------------
+
+
+TABLE = ModelSchema("m", "1", (fp32("input__0", -1, 3),), (), 8, columns=("w", "h", "new"))
+TABLE_ROWS = [[1.0, 4.0, 1.0], [2.0, 5.0, 0.0]]
+TABLE_FORMS: list[object] = [
+    {"w": [1, 2], "h": [4.0, 5.0], "new": [True, False]},
+    {"new": [True, False], "w": [1, 2], "h": [4.0, 5.0]},
+    {"inputs": {"h": [4, 5], "w": [1, 2], "new": [1, 0]}},
+    {"dataframe_split": {"columns": ["h", "w", "new"], "data": [[4, 1, True], [5, 2, False]]}},
+    {"dataframe_records": [{"h": 4, "new": 1, "w": 1}, {"h": 5, "new": 0, "w": 2}]},
+    {"instances": [{"h": 4, "new": 1, "w": 1}, {"h": 5, "new": 0, "w": 2}]},
+    [{"h": 4, "new": 1, "w": 1}, {"h": 5, "new": 0, "w": 2}],
+    {"instances": TABLE_ROWS},
+    {"input__0": TABLE_ROWS},
+    TABLE_ROWS,
+]
+
+
+@pytest.mark.parametrize("form", TABLE_FORMS)
+def test_columns_are_put_where_the_model_has_them(form: Any, read_json: ReadJson) -> None:
+    assert lists(form, TABLE) == {"input__0": TABLE_ROWS}
+    assert lists(read_json(form), TABLE) == {"input__0": TABLE_ROWS}
+
+
+def test_a_frame_in_another_order_means_the_same() -> None:
+    frame = pd.DataFrame({"new": [True, False], "h": [4, 5], "w": [1.0, 2.0]})
+    assert lists(frame, TABLE) == lists(frame[["w", "h", "new"]], TABLE) == {"input__0": TABLE_ROWS}
+    assert lists(pd.DataFrame(TABLE_ROWS), TABLE) == {"input__0": TABLE_ROWS}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"w": [1], "h": [2]}, "missing: new"),
+        ({"w": [1], "h": [2], "new": [1], "hue": [3]}, "unknown: hue"),
+        ({"a": [1], "b": [2], "c": [3]}, "missing: w, h, new; unknown: a, b, c"),
+        (pd.DataFrame([[1, 2, 3, 4]], columns=["w", "h", "new", "w"]), "is there twice"),
+        ({"w": [1, 2], "h": [2], "new": [1]}, "different numbers of rows (1, 2)"),
+        (pd.DataFrame({"a": [1.0], "b": [1.0], "c": [1.0]}), "takes the columns w, h, new"),
+    ],
+)
+def test_other_columns_are_refused_by_name(given: object, words: str) -> None:
+    assert words in refusal(given, TABLE)

@@ -43,6 +43,21 @@ def entry_of(root: Path, **sides: list[dict[str, Any]]) -> RepositoryEntry:
     return convert(artifact, flavor=choose_flavor(artifact), name=check_name("m"), version=7)
 
 
+def test_a_model_that_answers_in_pieces_is_decoupled(tmp_path: Path) -> None:
+    def config(flavor: dict[str, Any]) -> str:
+        signature = {side: json.dumps(LONG) for side in ("inputs", "outputs")}
+        document = {"flavors": {"python_function": flavor}, "signature": signature}
+        (tmp_path / "MLmodel").write_text(json.dumps(document))
+        artifact = ModelArtifact.open(tmp_path)
+        entry = convert(artifact, flavor="python_function", name=check_name("m"), version=7)
+        assert entry.config is not None
+        return entry.config.text
+
+    assert "decoupled: true" in config({"streamable": True})
+    assert "decoupled" not in config({"streamable": False})
+    assert "decoupled" not in config({})
+
+
 def config_of(root: Path, **sides: list[dict[str, Any]]) -> ModelConfig:
     config = entry_of(root, **sides).config
     assert config is not None
@@ -57,7 +72,8 @@ def test_a_version_is_the_shim_and_the_model_as_it_was_logged(tmp_path: Path) ->
     assert entry.flavor == "python_function"
     assert list(entry.versions) == [7]
     files = {str(file.path): file.source for file in entry.versions[7].files}
-    assert set(files) == {"model.py", "mlflow/MLmodel", "mlflow/data/model.pkl"}
+    shim = {"model.py", "mlflow_triton_values.py"}
+    assert set(files) == shim | {"mlflow/MLmodel", "mlflow/data/model.pkl"}
     assert "class TritonPythonModel" in files["model.py"].read_text()
     assert files["mlflow/data/model.pkl"] == tmp_path / "data" / "model.pkl"
     assert not entry.has_own_config

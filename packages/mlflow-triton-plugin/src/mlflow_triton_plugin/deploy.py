@@ -15,13 +15,14 @@ import getpass
 import logging
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mlflow_triton_plugin.choice import foreign, not_deployed
 from mlflow_triton_plugin.describe import describe, ready_versions
 from mlflow_triton_plugin.errors import (
+    BackendMissingError,
     ModelLoadError,
     ServerUnavailableError,
     SettingsError,
@@ -30,7 +31,14 @@ from mlflow_triton_plugin.errors import (
 from mlflow_triton_plugin.planning import Planner, serves
 from mlflow_triton_plugin.preview import preview
 from mlflow_triton_plugin.progress import copying
-from triton_repo.errors import LockedError, StoreError, StoreUnavailableError, TritonRepoError
+from triton_repo.errors import (
+    LockedError,
+    StoreError,
+    StoreUnavailableError,
+    TritonRepoError,
+    UnsupportedFlavorError,
+)
+from triton_repo.flavors import ANY_MODEL, NATIVE_FLAVORS
 from triton_repo.names import check_name
 from triton_repo.placement import ModelPlace, PlaceState
 from triton_repo.record import RECORD_FILENAME
@@ -61,15 +69,17 @@ class Deployer:
         store: the repository.
         servers: all that read it.
         remote: which artifacts the repository may copy by itself; None for none.
+        native: see `Planner`.
     """
 
     store: Store
     servers: TritonServers
     remote: RemoteArtifacts | None = None
+    native: bool = True
 
     @property
     def _planner(self) -> Planner:
-        return Planner(self.servers, self.remote)
+        return Planner(self.servers, self.remote, native=self.native)
 
     # -- the three commands -------------------------------------------------------------------
 
@@ -94,8 +104,13 @@ class Deployer:
             wanted = ("create", model_uri)
             interrupted, _ = self._recover(place, options.load_timeout_s, wanted)
             again = _is(interrupted, wanted)
-            with self._planner.creating(place, model_uri, flavor, options, again=again) as planned:
-                return self._apply(place, planned, options, operation="create")
+
+            def attempt(flavor: str | None) -> dict[str, Any]:
+                planning = self._planner.creating(place, model_uri, flavor, options, again=again)
+                with planning as planned:
+                    return self._apply(place, planned, options, operation="create")
+
+            return _falling_back(flavor, attempt)
 
     def update(
         self, name: str, model_uri: str | None, flavor: str | None, options: Options
@@ -117,8 +132,12 @@ class Deployer:
         with place.lock(holder(), options.lock_timeout_s):
             wanted = ("update", model_uri) if model_uri is not None else None
             self._recover(place, options.load_timeout_s, wanted)
-            with self._planner.updating(place, model_uri, flavor, options) as planned:
-                return self._apply(place, planned, options, operation="update")
+
+            def attempt(flavor: str | None) -> dict[str, Any]:
+                with self._planner.updating(place, model_uri, flavor, options) as planned:
+                    return self._apply(place, planned, options, operation="update")
+
+            return _falling_back(flavor, attempt)
 
     def delete(self, name: str, options: Options) -> bool:
         """Unload a deployment and remove it whole; what is not there is fine.
@@ -171,7 +190,7 @@ class Deployer:
         place.refuse_busy(options.lock_timeout_s)
         _refuse_interrupted(place)
         operation = self.next_operation(name)
-        planner = Planner(self.servers, self.remote, packs=False)
+        planner = replace(self._planner, packs=False)
         if operation == "update":
             planning = planner.updating(place, model_uri, flavor, options)
         elif model_uri is None:
@@ -182,7 +201,11 @@ class Deployer:
             place.refuse_damaged(planned.change)
             plan = preview(place, planned.change, self.servers, options, operation)
             environment = planned.environment
-            return plan | {"environment": environment.described() if environment else None}
+            falls_back = flavor is None and plan["flavor"] in NATIVE_FLAVORS
+            return plan | {
+                "environment": environment.described() if environment else None,
+                "falls_back": ANY_MODEL if falls_back else None,
+            }
 
     def next_operation(self, name: str) -> str:
         """What a name can be given to now: `update` where it is deployed, else `create`.
@@ -366,6 +389,28 @@ def _refuse_interrupted(place: ModelPlace) -> None:
         holder=journal.holder if journal else "",
         since=journal.since if journal else "",
     )
+
+
+def _falling_back(
+    flavor: str | None, attempt: Callable[[str | None], dict[str, Any]]
+) -> dict[str, Any]:
+    """Deploy by the flavor chosen; as any model where nobody named one and its backend is missing.
+
+    No protocol of Triton's says which backends it has: it is known once it loads a model.
+
+    Raises:
+        BackendMissingError: the model has no other flavor, or this one was asked for.
+    """
+    try:
+        return attempt(flavor)
+    except BackendMissingError as exc:
+        if flavor is not None:
+            raise
+        _logger.warning("%s; it is deployed as %s instead", exc, ANY_MODEL)
+        try:
+            return attempt(ANY_MODEL)
+        except UnsupportedFlavorError:
+            raise exc from None
 
 
 def _is(journal: Journal | None, wanted: tuple[str, str] | None) -> bool:

@@ -88,6 +88,10 @@ class ModelLoadError(TritonServerError):
         self.reason = reason
 
 
+class BackendMissingError(ModelLoadError):
+    """The server has not the backend that the model is for."""
+
+
 class GoldenCheckError(TritonServerError):
     """A model does not answer its own input example as it should."""
 

@@ -31,7 +31,7 @@ from triton_repo.artifact import MLMODEL_FILENAME, ModelArtifact
 from triton_repo.config import CONFIG_FILENAME
 from triton_repo.entry import RemoteFile
 from triton_repo.errors import ArtifactError, MissingModelFileError, TritonRepoError
-from triton_repo.flavors import choose_flavor
+from triton_repo.flavors import refuse_flavor
 from triton_repo.masking import has_secret, without_secrets
 from triton_repo.names import check_file_name
 from triton_repo.record import Source
@@ -55,7 +55,7 @@ _LARGE_BYTES = 1024 * 1024
 #: And so are these, whatever their size.
 _READ_WHOLE = {".json", ".pbtxt", ".yaml"}
 #: And these, for the flavors that are made from them; they need not be uploaded again.
-_CONVERTED = {"onnx": {".onnx"}}
+_CONVERTED = {"onnx": {".onnx"}, "lightgbm": {".lgb", ".txt"}, "pytorch": {".pth"}}
 _DOWNLOADS = 8
 
 
@@ -310,7 +310,10 @@ def _download_small(
             f"{told} is no MLflow model: it has no {MLMODEL_FILENAME}", path=MLMODEL_FILENAME
         )
     repository.download_artifacts(MLMODEL_FILENAME, dst_path=str(root))
-    converted = _CONVERTED.get(choose_flavor(ModelArtifact.open(root), flavor), set())
+    artifact = ModelArtifact.open(root)
+    refuse_flavor(artifact, flavor)
+    candidates = artifact.flavors if flavor is None else (flavor,)
+    converted = {suffix for each in candidates for suffix in _CONVERTED.get(each, ())}
 
     def download(path: str) -> None:
         (root / path).unlink(missing_ok=True)

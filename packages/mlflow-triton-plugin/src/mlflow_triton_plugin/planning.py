@@ -61,11 +61,14 @@ class Planner:
         servers: see `Deployer`.
         remote: see `Deployer`.
         packs: whether environments are packed; otherwise it is only told that they will be.
+        native: whether a backend may be chosen, where nobody names a flavor, that the servers
+            perhaps lack.
     """
 
     servers: TritonServers
     remote: RemoteArtifacts | None = None
     packs: bool = True
+    native: bool = True
 
     @contextmanager
     def creating(
@@ -173,7 +176,13 @@ class Planner:
             artifact = found_model.artifact
             converted = convert(
                 artifact,
-                flavor=choose_flavor(artifact, flavor),
+                flavor=choose_flavor(
+                    artifact,
+                    flavor,
+                    before=_flavor_of(base if keep_base else None),
+                    # an environment is for the Python backend
+                    native=self.native and options.env in (None, "default"),
+                ),
                 name=place.name,
                 version=wanted or 1,
             ).from_origins(found_model.origins)
@@ -223,6 +232,12 @@ def _planned(place: ModelPlace, change: Change, example: GoldenExample | None = 
     """
     place.refuse_collisions(change)
     return Planned(change, example)
+
+
+def _flavor_of(base: Stock | None) -> str:
+    """The flavor that is deployed, or an empty string."""
+    main = base.recorded.main if base is not None and base.recorded is not None else None
+    return main.flavor if main is not None else ""
 
 
 def _set_before(base: Stock | None) -> Mapping[str, str]:

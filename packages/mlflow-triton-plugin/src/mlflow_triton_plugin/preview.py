@@ -42,7 +42,8 @@ def preview(
         `config_diff` (from what is there now, unified; empty where nothing changes), `servers`
         (who load it), `tried_apart` (whether it is loaded under another name first). `Deployer`
         adds `environment`: the archive that the model runs with, its `file`, `state`, `python` and
-        `packages`, or None.
+        `packages`, or None; and `falls_back`: the flavor that is deployed instead where a server
+        lacks the backend of this one, or None.
     """
     apart = options.tries_apart
     before = place.read(CONFIG_FILENAME) or b""
@@ -75,20 +76,9 @@ def as_lines(plan: dict[str, Any]) -> Iterator[str]:
     name = plan["name"]
     version = f" as version {plan['version']}" if plan["version"] else ""
     yield f"{plan['operation']} {name}: {plan['model']}{version}, flavor {plan['flavor']}"
-    if plan["reuses"] is not None:
-        copied = "" if plan["files"] or plan["files_apart"] else "; nothing is copied"
-        yield f"= {name}/{plan['reuses']}/ is this model already{copied}"
-    for path, size_bytes in plan["files"].items():
-        yield f"+ {name}/{path} ({human_size(size_bytes)})"
-    for path, size_bytes in plan["files_apart"].items():
-        yield f"= {name}/{path} ({human_size(size_bytes)}) is copied apart, for the time being"
-    environment = plan["environment"]
-    if environment is not None and environment["state"] == "to be packed":
-        packages = ", ".join(environment["packages"])
-        yield (
-            f"+ {name}/{environment['file']}, to be packed for Python {environment['python']}: "
-            f"{packages}"
-        )
+    if plan["falls_back"] is not None:
+        yield f"= {plan['falls_back']} instead, where a server has no backend for {plan['flavor']}"
+    yield from _copies(plan)
     for path in plan["restores"]:
         yield f"~ {name}/{path} is again what it was with that version"
     for number in plan["replaces"]:
@@ -103,6 +93,23 @@ def as_lines(plan: dict[str, Any]) -> Iterator[str]:
     apart = ", after it was loaded apart" if plan["tried_apart"] else ""
     serves = ", ".join(map(str, plan["serves"])) or "what the model's own policy says"
     yield f"load on {', '.join(plan['servers'])}{apart}; serve {serves}"
+
+
+def _copies(plan: dict[str, Any]) -> Iterator[str]:
+    name, environment = plan["name"], plan["environment"]
+    if plan["reuses"] is not None:
+        copied = "" if plan["files"] or plan["files_apart"] else "; nothing is copied"
+        yield f"= {name}/{plan['reuses']}/ is this model already{copied}"
+    for path, size_bytes in plan["files"].items():
+        yield f"+ {name}/{path} ({human_size(size_bytes)})"
+    for path, size_bytes in plan["files_apart"].items():
+        yield f"= {name}/{path} ({human_size(size_bytes)}) is copied apart, for the time being"
+    if environment is not None and environment["state"] == "to be packed":
+        packages = ", ".join(environment["packages"])
+        yield (
+            f"+ {name}/{environment['file']}, to be packed for Python {environment['python']}: "
+            f"{packages}"
+        )
 
 
 def _copied(change: Change) -> Iterator[tuple[str, Any]]:

@@ -14,7 +14,7 @@ from mlflow_triton_plugin.deploy import Deployer
 from mlflow_triton_plugin.local import LocalTriton, StartError, model_packages, requirements_of
 from mlflow_triton_plugin.server import TritonServers
 from mlflow_triton_plugin.settings import Endpoint
-from triton_repo.flavors import SUPPORTED_FLAVORS
+from triton_repo.flavors import NATIVE_FLAVORS, SUPPORTED_FLAVORS
 from triton_repo.store import open_store
 
 if TYPE_CHECKING:
@@ -50,7 +50,9 @@ def serve_until_interrupted(
     ):
         endpoint = Endpoint.parse(triton.grpc_url, setting="the local server's address")
         servers = TritonServers.open([endpoint], timeout_s=options.load_timeout_s)
-        Deployer(open_store(repository), servers).create(name, model_uri, flavor, options)
+        # the embedded server has none of the backends that may be missing
+        deployer = Deployer(open_store(repository), servers, native=False)
+        deployer.create(name, model_uri, flavor, options)
         _say(
             f"{name} is served at grpc://{triton.grpc_url} and {triton.http_url}; "
             f"try: mlflow deployments predict -t triton://{triton.grpc_url} --name {name} "
@@ -68,7 +70,8 @@ def serve_until_interrupted(
 def _packages(model_uri: str, flavor: str | None) -> list[str]:
     """What the server's Python needs for this model: nothing but for a `python_function`."""
     flavors = get_model_info(model_uri).flavors
-    chosen = flavor or next((each for each in SUPPORTED_FLAVORS if each in flavors), "")
+    here = (each for each in SUPPORTED_FLAVORS if each not in NATIVE_FLAVORS)
+    chosen = flavor or next((each for each in here if each in flavors), "")
     return model_packages(requirements_of(model_uri)) if chosen == "python_function" else []
 
 

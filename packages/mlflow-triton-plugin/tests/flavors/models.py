@@ -14,7 +14,7 @@ from mlflow.models import infer_signature
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["MODELS", "Logged"]
+__all__ = ["MODELS", "Logged", "local_path"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,12 @@ class Logged:
     data: Any
     native: str
     params: dict[str, Any] | None = None
+
+
+def local_path(model: Logged) -> str:
+    """The directory that it was logged to."""
+    path: str = mlflow.artifacts.download_artifacts(model.uri)
+    return path
 
 
 def _table(rows: int = 60) -> tuple[pd.DataFrame, pd.Series[Any]]:
@@ -142,6 +148,17 @@ def pytorch() -> Logged:
     return _logged(mlflow.pytorch, model, data, answer, serialization_format="pickle")
 
 
+def torch_script() -> Logged:
+    import torch
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU())
+    data = np.arange(20, dtype=np.float32).reshape(5, 4)
+    answer = model(torch.from_numpy(data)).detach().numpy()
+    script = torch.jit.script(model)
+    return _logged(mlflow.pytorch, script, data, answer, serialization_format="pickle")
+
+
 def onnx() -> Logged:
     import onnx
     from onnx import TensorProto, helper
@@ -210,7 +227,7 @@ MODELS: dict[str, Callable[[], Logged]] = {
     each.__name__: each
     for each in (
         *(sklearn_classifier, sklearn_probabilities, sklearn_pipeline_with_text),
-        *(xgboost, lightgbm, catboost, statsmodels, prophet, spacy, pytorch, onnx),
+        *(xgboost, lightgbm, catboost, statsmodels, prophet, spacy, pytorch, torch_script, onnx),
         *(transformers, sentence_transformers),
     )
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
@@ -16,8 +17,11 @@ import pytest
 from mlflow.deployments import get_deploy_client
 
 from mlflow_triton_plugin.local import LocalTriton, model_packages, requirements_of
+from triton_repo.artifact import ModelArtifact
+from triton_repo.flavors import choose_flavor, convert
+from triton_repo.names import check_name
 
-from .models import MODELS, Logged
+from .models import MODELS, Logged, local_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -64,7 +68,17 @@ def test_a_deployed_model_answers_as_in_process(
         client.delete_deployment(name)
     wanted = mlflow.pyfunc.load_model(model.uri).predict(model.data)
     compare(outputs, wanted)
-    record_property("flavor", json.dumps([model.native, name, len(outputs), round(took_s, 1)]))
+    row = [model.native, name, len(outputs), round(took_s, 1), native_way(model)]
+    record_property("flavor", json.dumps(row))
+
+
+def native_way(model: Logged) -> str:
+    """The backend of the flavor that is chosen by itself, where it is not Python."""
+    artifact = ModelArtifact.open(Path(local_path(model)))
+    flavor = choose_flavor(artifact)
+    entry = convert(artifact, flavor=flavor, name=check_name("m"), version=1)
+    assert entry.config is not None
+    return "" if entry.config.backend == "python" else f"`{entry.config.backend}`"
 
 
 def compare(outputs: dict[str, Any], wanted: Any) -> None:

@@ -10,6 +10,10 @@
 | KServe v2 | `{"inputs": [{"name", "shape", "datatype", "data"}, …]}` | cells hold dicts |
 | columns | a frame: a column an input, or N feature columns for one input `[-1, N]` | the same |
 
+Where the model's configuration names the feature columns (`mlflow_columns`), they are put in its
+order, a dict of them is a table too, and other names are refused; without, it is the frame's order
+that counts.
+
 A frame that pandas made of a wrapping is first given the spelling it had in the file, so that each
 form is understood in one place. A wrapping's key that is also an input's name is the input, unless
 what it holds cannot be a tensor (a dict of names, a list of KServe v2 tensors).
@@ -101,7 +105,7 @@ def _known(key: str, given: object, schema: ModelSchema) -> Iterator[tuple[str, 
 def _of_mapping(inputs: Mapping[Any, object], schema: ModelSchema) -> Mapping[str, object]:
     wrapper = _wrapper(inputs, schema)
     if wrapper is None:
-        return {str(name): value for name, value in inputs.items()}
+        return _of_names(inputs, schema)
     if wrapper == "columns":
         return _of_split(inputs, schema)
     return _of_wrapped(wrapper, inputs[wrapper], schema)
@@ -147,10 +151,18 @@ def _of_wrapped(wrapper: str, content: object, schema: ModelSchema) -> Mapping[s
             raise InvalidInputError('"dataframe_records" holds a list of objects: [{"A": 1}, …]')
         return _of_table(_records(content), schema)
     if isinstance(content, Mapping) and not is_bytes_object(content):
-        return {str(name): value for name, value in content.items()}
+        return _of_names(content, schema)
     if wrapper == "inputs" and _is_kserve(content):
         return _of_kserve(content)
     return _of_values(content, schema)
+
+
+def _of_names(values: Mapping[Any, object], schema: ModelSchema) -> Mapping[str, object]:
+    """Inputs by their names, or the columns of the one input there is by theirs."""
+    named = {str(name): value for name, value in values.items()}
+    if schema.columns and named and schema.inputs_by_name.keys().isdisjoint(named):
+        return _of_table(_Columns(named), schema)
+    return named
 
 
 def _of_values(value: object, schema: ModelSchema) -> Mapping[str, object]:
@@ -216,7 +228,7 @@ def _content(series: pd.Series[Any], key: str, schema: ModelSchema) -> object:
     """An object in the file has its keys as index; a list has its positions."""
     labels = series.index.tolist()
     names = [str(label) for label in labels]  # read_json makes numbers of names like "0"
-    are_inputs = set(names) <= set(schema.inputs_by_name)
+    are_inputs = set(names) <= schema.inputs_by_name.keys() | set(schema.columns)
     are_text = all(isinstance(label, str) for label in labels)
     if names and (are_inputs or (are_text and key not in schema.inputs_by_name)):
         return dict(zip(names, series.tolist(), strict=True))
@@ -246,6 +258,21 @@ class _Frame:
 
     def matrix(self) -> object:
         return self.frame
+
+
+@dataclass(frozen=True)
+class _Columns:
+    values: Mapping[str, object]
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.values)
+
+    def column(self, position: int) -> object:
+        return list(self.values.values())[position]
+
+    def matrix(self) -> object:
+        return _joined([array_of(value, name) for name, value in self.values.items()])
 
 
 @dataclass(frozen=True)
@@ -320,7 +347,11 @@ def _column(values: object, spec: TensorSpec) -> NDArray[Any]:
 def _feature_matrix(table: _Table, schema: ModelSchema) -> Mapping[str, object] | None:
     """Columns none of which is an input, as the features of the one input there is."""
     names = table.names
+    if schema.columns and set(names) & set(schema.columns):
+        return {_only_input(schema).name: _in_order(table, schema)}
     unnamed = names == [str(position) for position in range(len(names))]
+    if schema.columns and not unnamed:
+        raise _other_columns(names, schema)
     if not names or (len(schema.inputs) != 1 and not unnamed):
         return None
     spec = _only_input(schema)
@@ -342,7 +373,48 @@ def _feature_matrix(table: _Table, schema: ModelSchema) -> Mapping[str, object] 
     return {spec.name: matrix}
 
 
-def _shortened(names: list[str]) -> str:
+def _in_order(table: _Table, schema: ModelSchema) -> NDArray[Any]:
+    """The columns that the model was trained on, in their order.
+
+    Raises:
+        InvalidInputError: one is missing, too much or there twice.
+    """
+    names = table.names
+    if sorted(names) != sorted(schema.columns):
+        raise _other_columns(names, schema)
+    places = [names.index(name) for name in schema.columns]
+    return _joined(
+        [
+            array_of(table.column(place), name)
+            for name, place in zip(schema.columns, places, strict=True)
+        ]
+    )
+
+
+def _joined(columns: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """One array [rows, columns]; a value alone is a row."""
+    sizes = {np.atleast_1d(column).shape[:1] for column in columns}
+    if len(sizes) > 1:
+        told = ", ".join(str(size[0]) for size in sorted(sizes))
+        raise InvalidInputError(f"the columns have different numbers of rows ({told})")
+    return np.stack([np.reshape(column, (-1,)) for column in columns], axis=1)
+
+
+def _other_columns(names: Sequence[str], schema: ModelSchema) -> InvalidInputError:
+    spec = _only_input(schema)
+    missing = [name for name in schema.columns if name not in names]
+    extra = [name for name in names if name not in schema.columns]
+    told = f"missing: {_shortened(missing)}" if missing else ""
+    if extra:
+        told = "; ".join(each for each in (told, f"unknown: {_shortened(extra)}") if each)
+    return InvalidInputError(
+        f"input {spec.name}: takes the columns {_shortened(schema.columns)}; "
+        f"{told or 'one of them is there twice'}",
+        input=missing[0] if missing else extra[0] if extra else spec.name,
+    )
+
+
+def _shortened(names: Sequence[str]) -> str:
     most = 8
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 

@@ -39,6 +39,8 @@ class ModelSchema:
         parameters: names of what `predict` of a `python_function` takes beside its inputs.
         json_inputs: inputs that take one JSON text a row, for MLflow's objects, maps and `Any`.
         json_outputs: the same of outputs.
+        columns: names of the columns of the only input, in order, where MLflow's model takes a
+            table of them; empty where nobody knows.
         decoupled: whether a request may have any number of answers; None where that is unknown.
     """
 
@@ -50,6 +52,7 @@ class ModelSchema:
     parameters: tuple[str, ...] = ()
     json_inputs: frozenset[str] = frozenset()
     json_outputs: frozenset[str] = frozenset()
+    columns: tuple[str, ...] = ()
     decoupled: bool | None = False
 
     # Kept per schema: predict looks names up on a path whose budget is microseconds.

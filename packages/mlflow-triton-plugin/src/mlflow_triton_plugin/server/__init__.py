@@ -308,7 +308,7 @@ class TritonServers:
         try:
             self._each(attempt)
         except ModelLoadError as exc:
-            raise ModelLoadError(
+            raise type(exc)(
                 str(exc).replace(apart, model),
                 endpoint=exc.endpoint,
                 status=exc.status,

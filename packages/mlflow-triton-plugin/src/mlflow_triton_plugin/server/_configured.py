@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mlflow_triton_plugin.predict import ModelSchema
+from triton_repo.flavors import COLUMNS
 from triton_repo.flavors.pyfunc import JSON_INPUTS, JSON_OUTPUTS, PARAMS
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Configured:
             parameters=tuple(self._names(PARAMS)),
             json_inputs=frozenset(self._names(JSON_INPUTS)),
             json_outputs=frozenset(self._names(JSON_OUTPUTS)),
+            columns=tuple(self._names(COLUMNS)),
             decoupled=self.decoupled,
         )
 

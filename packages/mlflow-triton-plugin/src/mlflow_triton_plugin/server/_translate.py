@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 from mlflow_triton_plugin.errors import (
+    BackendMissingError,
     ModelLoadError,
     ModelUnknownError,
     RequestRefusedError,
@@ -48,6 +49,9 @@ _STRANGE = (
 _UNKNOWN = re.compile(
     r"unknown model|is not found|not ready|not at ready state|has no available versions"
 )
+
+
+_NO_BACKEND = re.compile(r"unable to find (?:backend library for )?backend '([^']*)'")
 
 
 class StrangeAnswerError(ValueError):
@@ -108,7 +112,8 @@ def raise_translated(
             model=model,
         ) from cause
     if what == "load":
-        raise ModelLoadError(
+        lacks = _NO_BACKEND.search(words)
+        raise (BackendMissingError if lacks else ModelLoadError)(
             f"{endpoint} cannot load {model}: {_explained(reason, model)}",
             endpoint=endpoint,
             status=status,
@@ -181,6 +186,11 @@ def named(model: str, version: str) -> str:
 def _explained(reason: str, model: str) -> str:
     """Triton's reason without what our message says already, and with what Triton leaves out."""
     reason = reason.removeprefix(f"failed to load '{model}', ")
+    if _NO_BACKEND.search(reason):
+        return (
+            f"{reason.rstrip('; ')} (it has not this backend: install it there, or deploy the "
+            "model with --flavor python_function, if it has that)"
+        )
     if reason != "failed to poll from model repository":
         return reason
     return (

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from triton_repo.errors import UnsupportedFlavorError
-from triton_repo.flavors import onnx, pyfunc, triton
+from triton_repo.errors import TritonRepoError, UnsupportedFlavorError
+from triton_repo.flavors import fil, onnx, pyfunc, pytorch, savedmodel, triton
+from triton_repo.flavors._features import COLUMNS
+from triton_repo.flavors._members import user_config
 from triton_repo.names import check_file_name
 
 if TYPE_CHECKING:
@@ -15,35 +17,105 @@ if TYPE_CHECKING:
     from triton_repo.entry import RepositoryEntry
     from triton_repo.names import ModelName
 
-__all__ = ["SUPPORTED_FLAVORS", "choose_flavor", "convert"]
+__all__ = [
+    "ANY_MODEL",
+    "COLUMNS",
+    "NATIVE_FLAVORS",
+    "SUPPORTED_FLAVORS",
+    "choose_flavor",
+    "convert",
+    "refuse_flavor",
+]
+
+#: The flavor that every model has.
+ANY_MODEL = "python_function"
 
 _CONVERTERS: dict[str, Callable[[ModelArtifact, ModelName, int], RepositoryEntry]] = {
     "triton": triton.convert,
     "onnx": onnx.convert,
-    "python_function": pyfunc.convert,
+    "xgboost": fil.convert_xgboost,
+    "lightgbm": fil.convert_lightgbm,
+    "pytorch": pytorch.convert,
+    "tensorflow": savedmodel.convert,
+    ANY_MODEL: pyfunc.convert,
 }
 
 #: In the order of preference when the user names none: what was made for Triton comes first, what
 #: any model has comes last.
 SUPPORTED_FLAVORS = tuple(_CONVERTERS)
 
+#: Of those whose backend is faster than Python, and may be missing: whether it would answer what
+#: MLflow's model does. Only who asks for the others gets them.
+_SUITS: dict[str, Callable[[ModelArtifact], bool]] = {
+    "xgboost": fil.suits_xgboost,
+    "lightgbm": fil.suits_lightgbm,
+    "pytorch": pytorch.suits,
+    "tensorflow": lambda _: False,
+}
 
-def choose_flavor(artifact: ModelArtifact, flavor: str | None = None) -> str:
+
+#: Those.
+NATIVE_FLAVORS = tuple(_SUITS)
+_BACKENDS = {
+    "xgboost": fil.BACKEND,
+    "lightgbm": fil.BACKEND,
+    "pytorch": pytorch.BACKEND,
+    "tensorflow": savedmodel.BACKEND,
+}
+
+
+def choose_flavor(
+    artifact: ModelArtifact, flavor: str | None = None, *, before: str = "", native: bool = True
+) -> str:
     """The flavor to deploy: the one asked for, or the best one the model has.
+
+    Args:
+        artifact: the logged model.
+        flavor: the one asked for.
+        before: the one that is deployed: names and types of tensors depend on it, so it stays
+            where the model has it.
+        native: whether a backend may be chosen that the server perhaps lacks.
+
+    Raises:
+        UnsupportedFlavorError: the model does not have it, or this project does not serve it.
+    """
+    refuse_flavor(artifact, flavor)
+    if flavor is not None:
+        return flavor
+    candidates = [each for each in SUPPORTED_FLAVORS if each in artifact.flavors]
+    if before in candidates:
+        return before
+    if ANY_MODEL in candidates:
+        candidates = [
+            each for each in candidates if each not in _SUITS or (native and _suits(artifact, each))
+        ]
+    return candidates[0]
+
+
+def refuse_flavor(artifact: ModelArtifact, flavor: str | None) -> None:
+    """Make sure, by its MLmodel alone, that a model can be deployed by a flavor.
 
     Raises:
         UnsupportedFlavorError: the model does not have it, or this project does not serve it.
     """
     if flavor is None:
-        for candidate in SUPPORTED_FLAVORS:
-            if candidate in artifact.flavors:
-                return candidate
-        raise _unsupported(artifact, flavor, "the model has none of the flavors served")
-    if flavor not in SUPPORTED_FLAVORS:
+        if not any(each in artifact.flavors for each in SUPPORTED_FLAVORS):
+            raise _unsupported(artifact, flavor, "the model has none of the flavors served")
+    elif flavor not in SUPPORTED_FLAVORS:
         raise _unsupported(artifact, flavor, f"flavor {flavor!r} cannot be served")
-    if flavor not in artifact.flavors:
+    elif flavor not in artifact.flavors:
         raise _unsupported(artifact, flavor, f"the model was not logged with flavor {flavor!r}")
-    return flavor
+
+
+def _suits(artifact: ModelArtifact, flavor: str) -> bool:
+    """Whether a native way is to be chosen; the user's own config.pbtxt has the last word."""
+    try:
+        config = user_config(artifact)
+        if config is not None and config.backend:
+            return config.backend == _BACKENDS[flavor]
+        return _SUITS[flavor](artifact)
+    except TritonRepoError:  # told to who asks for it
+        return False
 
 
 def convert(

@@ -8,15 +8,18 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from triton_repo.config import CONFIG_FILENAME, ModelConfig
-from triton_repo.entry import EntryFile, Tree
+from triton_repo.entry import EntryFile, RepositoryEntry, Tree
 from triton_repo.errors import ArtifactError, ConfigError, MissingModelFileError
 from triton_repo.layout import is_shared_path
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from triton_repo.artifact import ModelArtifact
+    from triton_repo.names import ModelName
     from triton_repo.scan import Tally
 
-__all__ = ["Members", "shared_tree", "user_config"]
+__all__ = ["Members", "entry_of", "one_file_entry", "own_config", "shared_tree", "user_config"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,88 @@ def user_config(artifact: ModelArtifact) -> ModelConfig | None:
     config = ModelConfig.read(path)
     config.check_paths(where=str(path))
     return config
+
+
+def own_config(artifact: ModelArtifact, backend: str, version: int) -> ModelConfig | None:
+    """The same, for a flavor that one backend serves.
+
+    Raises:
+        ConfigError: also where it names another.
+    """
+    config = user_config(artifact)
+    if config is None:
+        return None
+    if config.backend not in ("", backend):
+        raise ConfigError(
+            f"{CONFIG_FILENAME} of the model names backend {config.backend!r}, and this flavor "
+            f"is served by {backend!r}; choose another --flavor, or log it without one to have it "
+            "generated",
+            field="backend",
+        )
+    return config.pinned([version]) if config.pinned_versions else config
+
+
+def entry_of(
+    members: Members,
+    *,
+    name: ModelName,
+    version: int,
+    flavor: str,
+    tree: Tree,
+    config: ModelConfig,
+    has_own_config: bool,
+) -> RepositoryEntry:
+    """The plan for one version directory, and the files that config.pbtxt names beside it."""
+    return RepositoryEntry(
+        name=name,
+        flavor=flavor,
+        versions={version: tree},
+        shared=shared_tree(members, config),
+        config=config.with_name(name),
+        has_own_config=has_own_config,
+    )
+
+
+def one_file_entry(
+    artifact: ModelArtifact,
+    *,
+    name: ModelName,
+    version: int,
+    flavor: str,
+    backend: str,
+    source: Path,
+    path: PurePosixPath,
+    generate: Callable[[], ModelConfig],
+) -> RepositoryEntry:
+    """The plan for a model that is one file to its backend.
+
+    Args:
+        artifact: the logged model.
+        name: the deployment.
+        version: the number that it gets.
+        flavor: whose plan it is.
+        backend: who serves it.
+        source: the file, in the artifact.
+        path: what the backend calls it, where the user's config.pbtxt does not say otherwise.
+        generate: makes config.pbtxt, where the user has logged none.
+    """
+    members = Members(artifact, artifact.tally())
+    size_bytes = members.size_of(source, said_by=f"MLmodel's {flavor} flavor")
+    config = own_config(artifact, backend, version)
+    has_own_config = config is not None
+    if config is None:
+        config = generate()
+    elif config.model_filename:
+        path = PurePosixPath(config.model_filename)
+    return entry_of(
+        members,
+        name=name,
+        version=version,
+        flavor=flavor,
+        tree=Tree((EntryFile(path, source, size_bytes),)),
+        config=config,
+        has_own_config=has_own_config,
+    )
 
 
 def shared_tree(members: Members, config: ModelConfig) -> Tree:

@@ -19,10 +19,10 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from triton_repo.config import CONFIG_FILENAME, ModelConfig
+from triton_repo.config import ModelConfig
 from triton_repo.entry import EntryFile, RepositoryEntry, Tree
-from triton_repo.errors import ArtifactError, ConfigError
-from triton_repo.flavors._members import Members, shared_tree, user_config
+from triton_repo.errors import ArtifactError
+from triton_repo.flavors._members import Members, entry_of, own_config
 from triton_repo.scan import scan_tree
 from triton_repo.tensors import TensorSpec
 
@@ -66,30 +66,21 @@ _REPLACEMENTS = {
 def convert(artifact: ModelArtifact, name: ModelName, version: int) -> RepositoryEntry:
     """Plan the entry of any MLflow model; see `flavors.convert` for the arguments and errors."""
     whole = scan_tree(artifact.root, inside=artifact.root, tally=artifact.tally())
-    config = own_config = user_config(artifact)
-    if config is None:
-        config = generate_config(artifact, name=name)
-    elif config.backend not in ("", BACKEND):
-        raise ConfigError(
-            f"{CONFIG_FILENAME} of the model names backend {config.backend!r}, and python_function "
-            f"is served by {BACKEND!r}; log it without one to have it generated",
-            field="backend",
-        )
-    elif config.pinned_versions:
-        config = config.pinned([version])
+    config = own_config(artifact, BACKEND, version)
     folder = PurePosixPath(MODEL_FOLDER)
     shim = (EntryFile(PurePosixPath(file.name), file, file.stat().st_size) for file in _SHIM)
     tree = Tree(
         (*shim, *(replace(file, path=folder / file.path) for file in whole.files)),
         tuple(folder / path for path in whole.empty_directories),
     )
-    return RepositoryEntry(
+    return entry_of(
+        Members(artifact, artifact.tally()),
         name=name,
+        version=version,
         flavor="python_function",
-        versions={version: tree},
-        shared=shared_tree(Members(artifact, artifact.tally()), config),
-        config=config.with_name(name),
-        has_own_config=own_config is not None,
+        tree=tree,
+        config=config or generate_config(artifact, name=name),
+        has_own_config=config is not None,
     )
 
 
