@@ -30,7 +30,9 @@ STORE_READS = {
     ),
     *("children", "list_files", "exists", "read", "digest"),
 }
-SERVER_READS = {"endpoint", "loads_paths", "check", "facts", "index", "schema", "infer", "close"}
+SERVER_READS = {
+    *("endpoint", "loads_paths", "check", "facts", "index", "schema", "infer", "stream", "close")
+}
 SERVER_CHANGES = {"load", "unload"}
 
 

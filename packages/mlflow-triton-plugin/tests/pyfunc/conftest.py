@@ -29,6 +29,8 @@ REQUIREMENTS = [
     "skops",
 ]
 
+PACKAGES = model_packages(REQUIREMENTS)
+
 # the server has no tests to import them from
 register_pickle_by_value(custom)
 
@@ -43,8 +45,7 @@ def pyfunc_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pyfunc_triton(pyfunc_repository: Path) -> Iterator[LocalTriton]:
-    packages = model_packages(REQUIREMENTS)
-    with LocalTriton(pyfunc_repository, packages=packages) as server:
+    with LocalTriton(pyfunc_repository, packages=PACKAGES) as server:
         yield server
 
 

@@ -135,8 +135,8 @@ class Noting(PythonModel):
 class Telling(PythonModel):
     """Answers a text whole, or word by word; `gate` holds back all but the first.
 
-    Where `gate` is a file's path, the other words wait until the file is there; a file `<gate>.end`
-    is written when the generator ends, however it does.
+    Where `gate` is a file's path, the other words wait until the file is there; `<gate>.end` says
+    how many words there were when the generator ended, however it did.
     """
 
     def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
@@ -144,6 +144,7 @@ class Telling(PythonModel):
 
     def predict_stream(self, context: Any, model_input: Any, params: Any = None) -> Any:
         gate = (params or {}).get("gate", "")
+        place = 0
         try:
             for place, word in enumerate(model_input["prompt"].split()):
                 if word == "bad":
@@ -153,7 +154,9 @@ class Telling(PythonModel):
                     time.sleep(0.01)
         finally:
             if gate:
-                Path(f"{gate}.end").touch()
+                end = Path(f"{gate}.end")
+                end.with_suffix(".part").write_text(str(place + 1))
+                end.with_suffix(".part").replace(end)
 
 
 class Pieces(PythonModel):

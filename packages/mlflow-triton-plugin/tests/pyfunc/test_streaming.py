@@ -9,6 +9,7 @@ import threading
 import urllib.request
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from queue import Queue
 from typing import TYPE_CHECKING, Any
 
 import mlflow
@@ -21,17 +22,18 @@ from mlflow.types import ColSpec, Schema
 from tritonclient import grpc as triton_grpc
 
 from mlflow_triton_plugin.cli import main
+from mlflow_triton_plugin.local import LocalTriton
 
 from ..models import log_pyfunc  # noqa: TID252 - tests have no name to be imported by
 from ..refusals import refused  # noqa: TID252
 from ..waiting import wait_until  # noqa: TID252
 from . import custom
+from .conftest import PACKAGES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from mlflow_triton_plugin.local import LocalTriton
     from mlflow_triton_plugin.plugin import TritonDeploymentClient
 
     from .conftest import Deploy
@@ -119,7 +121,7 @@ def test_a_piece_comes_before_the_next_is_made(
 
 
 @pytest.mark.parametrize("leave", ["close", "let go"])
-def test_who_goes_away_ends_the_generator(
+def test_who_goes_away_is_waited_for_by_nobody(
     telling: tuple[str, str],
     pyfunc_client: TritonDeploymentClient,
     tmp_path: Path,
@@ -132,9 +134,34 @@ def test_who_goes_away_ends_the_generator(
         pieces.close()
     del pieces
     gc.collect()
-    gate.touch()  # the model looks up only between two pieces
-    wait_until((tmp_path / "gate.end").exists)
     assert texts(pyfunc_client.predict_stream(telling[0], PROMPT)) == WORDS
+    gate.touch()
+    wait_until((tmp_path / "gate.end").exists)
+
+
+def test_a_cancelled_request_ends_the_generator(telling: tuple[str, str], tmp_path: Path) -> None:
+    """On a server of its own: this Triton may never unload a model whose stream was cancelled."""
+    gate = tmp_path / "gate"
+    (tmp_path / "repository").mkdir()
+    with LocalTriton(tmp_path / "repository", packages=PACKAGES) as server:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TRITON_URL", server.grpc_url)
+            patch.setenv("TRITON_MODEL_REPO", str(tmp_path / "repository"))
+            client: Any = get_deploy_client("triton")
+            client.create_deployment("told", telling[1])
+        found: Queue[Any] = Queue()
+        raw = triton_grpc.InferenceServerClient(server.grpc_url.removeprefix("grpc://"))
+        tensor = triton_grpc.InferInput("prompt", [1, 1], "BYTES")
+        tensor.set_data_from_numpy(np.array([["first " * 50]], dtype=object))
+        raw.start_stream(lambda result, error: found.put((result, error)))
+        params = {"mlflow_params": json.dumps({"gate": str(gate)})}
+        raw.async_stream_infer("told", [tensor], parameters=params)
+        assert found.get(timeout=30)[1] is None
+        raw.stop_stream(cancel_requests=True)
+        threading.Event().wait(0.5)  # nothing says when Triton knows
+        gate.touch()
+        wait_until((tmp_path / "gate.end").exists)
+        assert int((tmp_path / "gate.end").read_text()) < 50
 
 
 def test_an_error_in_the_midst_comes_after_the_pieces_before_it(

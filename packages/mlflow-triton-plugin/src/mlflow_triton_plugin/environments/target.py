@@ -52,7 +52,7 @@ def python_of(servers: TritonServers, *, wanted: str = "", recorded: str = "") -
         TritonServerError: one does not answer.
     """
     facts = servers.facts()
-    takes_numpy_2 = all(_release(each) >= _NUMPY_2 for each in facts)
+    takes_numpy_2 = all(each.release >= _NUMPY_2 for each in facts)
     if wanted:
         return ServerPython(wanted, takes_numpy_2)
     found = {each.endpoint: _version(each, recorded) for each in facts}
@@ -77,11 +77,5 @@ def _version(facts: ServerFacts, recorded: str) -> str:
     said = _SAYS.search(facts.name)
     if said:
         return said[1]
-    of_image = (python for least, python in _OF_IMAGES if _release(facts) >= least)
+    of_image = (python for least, python in _OF_IMAGES if facts.release >= least)
     return recorded or next(of_image, "")
-
-
-def _release(facts: ServerFacts) -> tuple[int, ...]:
-    """`2.51.0` as numbers; none where it is no release."""
-    found = re.match(r"(\d+)\.(\d+)", facts.version)
-    return (int(found[1]), int(found[2])) if found else ()

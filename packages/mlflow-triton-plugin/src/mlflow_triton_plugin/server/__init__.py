@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -81,6 +82,12 @@ class ServerFacts:
     endpoint: str
     name: str
     version: str
+
+    @property
+    def release(self) -> tuple[int, ...]:
+        """The version as numbers; none where it is no release."""
+        found = re.match(r"(\d+)\.(\d+)", self.version)
+        return (int(found[1]), int(found[2])) if found else ()
 
 
 class TritonServer(Protocol):
@@ -165,8 +172,8 @@ class TritonServer(Protocol):
     ) -> Generator[InferResult]:
         """Send one request, and take its answers as they come; see `infer`.
 
-        The request is sent with the first `next`, and cancelled when the iterator is closed. The
-        deadline is for each answer.
+        The request is sent with the first `next`. Who closes the iterator cancels it, where the
+        server survives that (see `_stream`). The deadline is for each answer.
 
         Raises:
             RequestRefusedError: also in the midst of it.

@@ -7,7 +7,7 @@ left out: it would add its own objects to every request, and hide gRPC's status 
 from __future__ import annotations
 
 from contextlib import contextmanager
-from threading import Timer
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
@@ -17,10 +17,11 @@ from tritonclient.grpc import (  # noqa: TID251 - this is the door
     service_pb2_grpc,
 )
 
-from mlflow_triton_plugin.errors import ServerAccessError
+from mlflow_triton_plugin.errors import ServerAccessError, TritonServerError
 from mlflow_triton_plugin.server import InferResult, ServerFacts
 from mlflow_triton_plugin.server._configured import Configured
 from mlflow_triton_plugin.server._states import listed
+from mlflow_triton_plugin.server._stream import Answers
 from mlflow_triton_plugin.server._tensors import (
     answered,
     by_name,
@@ -57,6 +58,9 @@ _OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 1000),
 )
+
+#: 25.05, see `_stream`.
+_SURVIVES_CANCELLING = (2, 58)
 
 #: What grpcio itself says of bytes that are not the message that was asked for.
 _UNREADABLE = "Exception deserializing response!"
@@ -182,9 +186,10 @@ class GrpcServer:
     def _responses(self, request: Any) -> Generator[InferResult]:
         about = ("infer", named(request.model_name, request.model_version))
         metadata = [(header.name, header.value) for header in self._access.headers()]
-        call = self._triton.ModelStreamInfer(iter([request]), metadata=metadata)
+        cancels = self._cancels
+        answers = Answers(self._triton.ModelStreamInfer(iter([request]), metadata=metadata))
         try:
-            while (said := self._next(call, *about)) is not None:
+            while (said := self._next(answers, *about)) is not None:
                 if said.error_message:
                     self._refuse(said.error_message, *about)
                 with as_triton_answers(self._access, self._endpoint, *about):
@@ -192,21 +197,23 @@ class GrpcServer:
                     result = InferResult(response.model_version, _outputs(response))
                 yield result
         finally:
-            call.cancel()  # Triton tells the model that nobody listens
+            answers.leave(cancels=cancels)
 
-    def _next(self, call: Any, what: str, model: str) -> Any:
-        """The next answer of a stream, None at its end; gRPC has deadlines for all of it only."""
-        patience = Timer(self._timeout_s, call.cancel)
-        patience.daemon = True
-        patience.start()
+    def _next(self, answers: Answers, what: str, model: str) -> Any:
         try:
-            return next(call, None)
+            return answers.next(self._timeout_s)
+        except TimeoutError:
+            self._refuse("", what, model, status="DEADLINE_EXCEEDED")
         except grpc.RpcError as exc:
-            if exc.code() is grpc.StatusCode.CANCELLED and patience.finished.is_set():
-                self._refuse("", what, model, status="DEADLINE_EXCEEDED")
             self._raise(exc, what, model, self._timeout_s)
-        finally:
-            patience.cancel()
+
+    @cached_property
+    def _cancels(self) -> bool:
+        """Whether the server survives it, see `_stream`."""
+        try:
+            return self.facts().release >= _SURVIVES_CANCELLING
+        except TritonServerError:  # it may say it to others only
+            return False
 
     def _only(self, results: list[InferResult], model: str) -> InferResult:
         if len(results) != 1:
