@@ -6,7 +6,7 @@ import textwrap
 
 from mlflow_triton_plugin.options import OPTIONS, OVERRIDE_PREFIXES, OVERRIDES
 from mlflow_triton_plugin.settings import VARIABLES
-from triton_repo.flavors import SUPPORTED_FLAVORS
+from triton_repo.flavors import ANY_MODEL, SUPPORTED_FLAVORS
 
 __all__ = ["help_text"]
 
@@ -50,13 +50,18 @@ def help_text() -> str:
     }
     overrides = {f"-C {name}": override.help for name, override in OVERRIDES.items()}
     overrides |= {f"-C {name}": text for name, text in OVERRIDE_PREFIXES.values()}
-    flavors = f"Flavors: {', '.join(SUPPORTED_FLAVORS)}; without --flavor the first one it has.\n"
+    flavors = textwrap.fill(
+        f"Flavors: {', '.join(SUPPORTED_FLAVORS)}. Without --flavor an update keeps the one that "
+        "is deployed; else it is the first that the model has and its backend serves alike, or "
+        f"{ANY_MODEL} where a server lacks that backend.",
+        92,
+    )
     parts = (
         _INTRODUCTION,
         _table("Environment:", VARIABLES),
         _table("Options of create, update, delete and run-local:", options),
         _table(_OVERRIDES, overrides),
-        flavors,
+        f"{flavors}\n",
         _EXAMPLES,
     )
     return "\n".join(parts)
