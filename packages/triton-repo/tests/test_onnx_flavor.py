@@ -24,7 +24,7 @@ from triton_repo.errors import (
     TritonRepoError,
     UnsupportedFlavorError,
 )
-from triton_repo.flavors import choose_flavor, convert
+from triton_repo.flavors import SUPPORTED_FLAVORS, choose_flavor, convert
 from triton_repo.flavors.onnx import GENERATED_MAX_BATCH_SIZE, generate_config
 from triton_repo.flavors.onnx_graph import GraphTensor, OnnxGraph
 from triton_repo.names import check_name
@@ -458,5 +458,6 @@ def test_a_flavor_that_cannot_be_served_is_refused_with_those_that_can(
     with pytest.raises(UnsupportedFlavorError, match=r"sklearn.*triton, onnx") as caught:
         choose_flavor(artifact_with(tmp_path, "sklearn"), asked)
     assert caught.value.flavor == asked
-    assert caught.value.supported == ("triton", "onnx", "python_function")
+    assert caught.value.supported == SUPPORTED_FLAVORS
+    assert {"triton", "onnx", "python_function"} < set(SUPPORTED_FLAVORS)
     assert isinstance(caught.value, TritonRepoError)
