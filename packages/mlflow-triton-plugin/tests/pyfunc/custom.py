@@ -6,6 +6,7 @@ defined, gives it the methods of the pickle, whose globals are only what they us
 """
 
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -154,9 +155,9 @@ class Telling(PythonModel):
                     time.sleep(0.01)
         finally:
             if gate:
-                end = Path(f"{gate}.end")
-                end.with_suffix(".part").write_text(str(place + 1))
-                end.with_suffix(".part").replace(end)
+                part = Path(f"{gate}.{uuid.uuid4().hex}")
+                part.write_text(str(place + 1))
+                part.replace(f"{gate}.end")
 
 
 class Pieces(PythonModel):

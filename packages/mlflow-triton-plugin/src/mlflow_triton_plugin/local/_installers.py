@@ -46,7 +46,7 @@ def make_venv(interpreter: Interpreter, folder: Path, root: Path) -> None:
     failure = _run(command, folder)
     if failure is not None:
         raise ProvisioningError(
-            f"{interpreter.executable} cannot make a virtual environment: {_last_line(failure)}; "
+            f"{interpreter.executable} cannot make a virtual environment: {_reason(failure)}; "
             f"on Debian and Ubuntu: apt-get install python{interpreter.short_version}-venv",
             path=root,
             output=failure,
@@ -123,7 +123,7 @@ def install_for(
 
 
 def _not_installed(requirements: Sequence[str], output: str, root: Path) -> ProvisioningError:
-    wanted, said = as_line(", ".join(requirements)), as_line(_last_line(output))
+    wanted, said = as_line(", ".join(requirements)), as_line(_reason(output))
     return ProvisioningError(
         f"{wanted} could not be installed: {said}",
         path=root,
@@ -161,7 +161,12 @@ def _run(command: Sequence[str], folder: Path) -> str | None:
     return None if done.returncode == 0 else done.stdout
 
 
-def _last_line(output: str) -> str:
+def _reason(output: str) -> str:
+    """The line that says what went wrong: pip's or uv's last error, with what uv says caused it."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    errors = [line for line in lines if line.lower().startswith("error")]
-    return (errors or lines or ["no reason given"])[-1]
+    errors = [place for place, line in enumerate(lines) if line.lower().startswith("error")]
+    if not errors:
+        return (lines or ["no reason given"])[-1]
+    said = lines[errors[-1] :]
+    causes = [line.removeprefix("Caused by: ") for line in said if line.startswith("Caused by: ")]
+    return ": ".join([said[0], *causes[-1:]])
