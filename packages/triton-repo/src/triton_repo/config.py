@@ -187,6 +187,13 @@ class ModelConfig:
         return self.backend == "ensemble" or self._message.HasField("ensemble_scheduling")
 
     @property
+    def steps(self) -> tuple[tuple[str, int], ...]:
+        """Of an ensemble: each step's model, and the version of it, -1 for the latest."""
+        return tuple(
+            (each.model_name, each.model_version) for each in self._message.ensemble_scheduling.step
+        )
+
+    @property
     def is_decoupled(self) -> bool:
         """Whether a request may have any number of responses."""
         return bool(self._message.model_transaction_policy.decoupled)
@@ -337,6 +344,20 @@ class ModelConfig:
         changed = self._copy()
         changed.name = name
         return self._edited("name", f"name: {_quote(name)}", changed)
+
+    def with_steps(self, names: Mapping[str, str]) -> ModelConfig:
+        """The same ensemble of models that have other names; comments outside its steps stay.
+
+        Args:
+            names: a model's new name by the one it has here; others keep theirs.
+        """
+        changed = self._copy()
+        for step in changed.ensemble_scheduling.step:
+            step.model_name = names.get(step.model_name, step.model_name)
+        if changed == self._message:
+            return self
+        alone = model_config_pb2.ModelConfig(ensemble_scheduling=changed.ensemble_scheduling)
+        return self._edited("ensemble_scheduling", _print(alone).rstrip(), changed)
 
     def pinned(self, versions: Sequence[int]) -> ModelConfig:
         """The same file, serving exactly `versions`.
