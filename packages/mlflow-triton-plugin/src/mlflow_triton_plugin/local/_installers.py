@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -33,6 +34,8 @@ _MISLEADING = (
 )
 #: Ubuntu 20.04 and all that came later.
 _GLIBC = "manylinux_2_31"
+#: How uv words what led to its error, before 0.13 and since.
+_CAUSE = re.compile(r"(?:caused by|cause): (?P<cause>.+)", re.IGNORECASE)
 _PINNED = ("--no-deps", "--only-binary", ":all:")
 
 
@@ -168,5 +171,5 @@ def _reason(output: str) -> str:
     if not errors:
         return (lines or ["no reason given"])[-1]
     said = lines[errors[-1] :]
-    causes = [line.removeprefix("Caused by: ") for line in said if line.startswith("Caused by: ")]
+    causes = [found["cause"] for found in map(_CAUSE.fullmatch, said) if found]
     return ": ".join([said[0], *causes[-1:]])
