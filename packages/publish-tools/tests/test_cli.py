@@ -120,7 +120,8 @@ def test_ctrl_c_is_one_line_and_exit_code_130(python_model: Path) -> None:
         process = subprocess.Popen(
             [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
-        with silent.accept()[0]:  # the client waits for an answer now
+        with silent.accept()[0] as connection:
+            assert connection.recv(1)  # it has asked, and waits for an answer now
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")
