@@ -283,11 +283,15 @@ def test_the_running_interpreter_comes_first() -> None:
             "Resolved 2\nerror: Failed\n  cause: copying\n  cause: no room\n",
             "error: Failed: no room",
         ),
+        (
+            "error: Failed\n(a)\n  cause: copying\n  a to b\n  cause: no\n    room\n",
+            "error: Failed (a): no room",
+        ),
         ("ERROR: one\nERROR: two\nbye\n", "ERROR: two"),
         ("one\ntwo\n", "two"),
         ("", "no reason given"),
     ],
-    ids=["uv 0.9", "uv 0.13", "pip", "no error", "nothing"],
+    ids=["uv 0.9", "uv 0.13", "uv in 20 columns", "pip", "no error", "nothing"],
 )
 def test_what_an_installer_says_is_told_with_its_cause(output: str, reason: str) -> None:
     from mlflow_triton_plugin.local import _installers  # noqa: PLC0415

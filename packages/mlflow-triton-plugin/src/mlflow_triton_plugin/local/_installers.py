@@ -35,7 +35,7 @@ _MISLEADING = (
 #: Ubuntu 20.04 and all that came later.
 _GLIBC = "manylinux_2_31"
 #: How uv words what led to its error, before 0.13 and since.
-_CAUSE = re.compile(r"(?:caused by|cause): (?P<cause>.+)", re.IGNORECASE)
+_CAUSE = re.compile(r" (?:caused by|cause): ", re.IGNORECASE)
 _PINNED = ("--no-deps", "--only-binary", ":all:")
 
 
@@ -170,6 +170,6 @@ def _reason(output: str) -> str:
     errors = [place for place, line in enumerate(lines) if line.lower().startswith("error")]
     if not errors:
         return (lines or ["no reason given"])[-1]
-    said = lines[errors[-1] :]
-    causes = [found["cause"] for found in map(_CAUSE.fullmatch, said) if found]
-    return ": ".join([said[0], *causes[-1:]])
+    # in a narrow terminal uv breaks its lines
+    failed, *causes = _CAUSE.split(" ".join(lines[errors[-1] :]))
+    return f"{failed}: {causes[-1]}" if causes else lines[errors[-1]]
