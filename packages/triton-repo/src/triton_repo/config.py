@@ -356,8 +356,7 @@ class ModelConfig:
             step.model_name = names.get(step.model_name, step.model_name)
         if changed == self._message:
             return self
-        alone = model_config_pb2.ModelConfig(ensemble_scheduling=changed.ensemble_scheduling)
-        return self._edited("ensemble_scheduling", _print(alone).rstrip(), changed)
+        return self._with_field("ensemble_scheduling", changed)
 
     def pinned(self, versions: Sequence[int]) -> ModelConfig:
         """The same file, serving exactly `versions`.
@@ -395,17 +394,21 @@ class ModelConfig:
         name = set_override(changed, path, text)
         if changed == self._message:
             return self
+        return self._with_field(name, changed)
+
+    def _copy(self) -> model_config_pb2.ModelConfig:
+        copy = model_config_pb2.ModelConfig()
+        copy.CopyFrom(self._message)
+        return copy
+
+    def _with_field(self, name: str, changed: model_config_pb2.ModelConfig) -> ModelConfig:
+        """The same text with one field as it is in `changed`, which differs in nothing else."""
         alone = model_config_pb2.ModelConfig()
         alone.CopyFrom(changed)
         for other, _ in changed.ListFields():
             if other.name != name:
                 alone.ClearField(other.name)
         return self._edited(name, _print(alone).rstrip(), changed)
-
-    def _copy(self) -> model_config_pb2.ModelConfig:
-        copy = model_config_pb2.ModelConfig()
-        copy.CopyFrom(self._message)
-        return copy
 
     def _edited(
         self, name: str, replacement: str, expected: model_config_pb2.ModelConfig
