@@ -448,3 +448,41 @@ def test_what_the_plugin_reads_in_json_is_what_triton_would_print() -> None:
         "name": "m",
         "version_policy": {"specific": {"versions": ["3"]}},
     }
+
+
+def test_steps_move_and_the_rest_stays() -> None:
+    """Comments within the steps, too."""
+    text = (
+        "# tuned by hand\n"
+        'platform: "ensemble"\n'
+        "ensemble_scheduling { # the way\n"
+        '  step [ { model_name: "a" model_version: 2 # the tokens\n'
+        '           input_map { key: "x" value: "a" } },\n'
+        '         { model_name: "b"; } ]\n'
+        '  step < model_name: "c", model_version: -1 >\n'
+        "}\n"
+        "max_batch_size: 8  # rows\n"
+    )
+    config = ModelConfig.parse(text)
+    assert config.steps == (("a", 2), ("b", 0), ("c", -1))
+    moved = config.with_steps(lambda name, version: (f'{name}."', version + 7))
+    assert moved.steps == (('a."', 9), ('b."', 7), ('c."', 6))
+    assert moved.text == (
+        "# tuned by hand\n"
+        'platform: "ensemble"\n'
+        "ensemble_scheduling { # the way\n"
+        '  step [ { model_name: "a.\\"" model_version: 9 # the tokens\n'
+        '           input_map { key: "x" value: "a" } },\n'
+        '         { model_name: "b.\\""; \nmodel_version: 7\n} ]\n'
+        '  step < model_name: "c.\\"", model_version: 6 >\n'
+        "}\n"
+        "max_batch_size: 8  # rows\n"
+    )
+    assert ModelConfig.parse(moved.text).to_json() == moved.to_json()
+    assert config.with_steps(lambda name, version: (name, version)) is config
+
+
+def test_a_model_without_steps_moves_none() -> None:
+    config = ModelConfig.parse('backend: "python"')
+    assert config.steps == ()
+    assert config.with_steps(lambda name, _: (f"{name}2", 3)) is config

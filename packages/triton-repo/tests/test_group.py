@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from triton_repo.config import ModelConfig
 from triton_repo.errors import ArtifactError, ConfigError, MissingModelFileError
 from triton_repo.group import ModelGroup, is_group
 from triton_repo.scan import Limits, Tally
@@ -196,23 +195,3 @@ def test_versions_that_a_store_has_lost_are_known(tmp_path: Path) -> None:
     (tmp_path / "inner" / "1").rmdir()
     group = ModelGroup.read(tmp_path, versions={"inner": [4]})
     assert list(group.models["inner"].versions) == [4]
-
-
-def test_steps_are_renamed_and_the_rest_stays() -> None:
-    text = (
-        "# tuned by hand\n"
-        'platform: "ensemble"\n'
-        'ensemble_scheduling { step [ { model_name: "a" model_version: 2 '
-        'input_map { key: "x" value: "a" } }, { model_name: "b" model_version: -1 } ] }\n'
-        "max_batch_size: 8  # rows\n"
-    )
-    config = ModelConfig.parse(text)
-    assert config.steps == (("a", 2), ("b", -1))
-    renamed = config.with_steps({"a": 'm."a"', "c": "d"})
-    assert renamed.steps == (('m."a"', 2), ("b", -1))
-    assert renamed.text.startswith('# tuned by hand\nplatform: "ensemble"\n')
-    assert renamed.text.endswith("max_batch_size: 8  # rows\n")
-    assert 'value: "a"' in renamed.text
-    assert ModelConfig.parse(renamed.text).to_json() == renamed.to_json()
-    assert config.with_steps({"c": "d"}) is config
-    assert ModelConfig.parse("").steps == ()

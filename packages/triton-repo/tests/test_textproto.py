@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from triton_repo._textproto import set_field, top_level_fields
+from triton_repo._textproto import edit_messages, set_field, top_level_fields
 
 
 def spans(text: str) -> list[tuple[str, str]]:
@@ -65,6 +65,21 @@ def test_a_field_is_replaced_in_its_place_or_appended(text: str, replaced: str) 
 def test_a_field_is_taken_out_with_its_separator(text: str, left: str) -> None:
     """A `;` without a field before it is no text format; the comments around it stay."""
     assert set_field(text, "name", "") == left
+
+
+@pytest.mark.parametrize(
+    ("text", "edited"),
+    [
+        ("step { a: 1 }", "step {+}"),
+        ("step: < a: 1 > b { step { } }", "step: <+> b { step { } }"),
+        ("step [ { a { } }, # {\n { } ] step {}", "step [ {+}, # {\n {+} ] step {+}"),
+        ("step: [ ] other { step {} }", "step: [ ] other { step {} }"),
+        ('step { a: "}" } # }', "step {+} # }"),
+    ],
+)
+def test_messages_are_edited_where_they_are(text: str, edited: str) -> None:
+    assert edit_messages(text, "step", lambda _: "+") == edited
+    assert edit_messages(text, "step", lambda inner: inner) == text
 
 
 @given(st.text())

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-__all__ = ["Field", "set_field", "top_level_fields"]
+__all__ = ["Field", "edit_messages", "set_field", "top_level_fields"]
 
 _TOKEN = re.compile(
     r"""
@@ -129,3 +129,39 @@ def set_field(text: str, name: str, replacement: str) -> str:
             pieces.append(text[at : field.separator])
             at = field.separator + 1
     return "".join(pieces) + text[at:]
+
+
+def edit_messages(text: str, name: str, edit: Callable[[str], str]) -> str:
+    """Edit the text of every message in the top-level fields called `name`, in order.
+
+    Args:
+        text: a text-format message.
+        name: a field of messages, as protobuf spells it: each is `{…}` or `<…>`, by itself or in a
+            list.
+        edit: gets what is between the braces, and gives what belongs there.
+    """
+    pieces: list[str] = []
+    at = 0
+    for field in top_level_fields(text):
+        if field.name != name:
+            continue
+        for start, end in _messages(text[field.start : field.end]):
+            pieces += [
+                text[at : field.start + start],
+                edit(text[field.start + start :][: end - start]),
+            ]
+            at = field.start + end
+    return "".join(pieces) + text[at:]
+
+
+def _messages(field: str) -> Iterator[tuple[int, int]]:
+    """Where the texts of a field's messages begin and end."""
+    tokens = list(_tokens(field))
+    at = 1
+    while at < len(tokens):
+        if tokens[at].text not in ("{", "<"):  # a colon, a list's bracket or comma
+            at += 1
+            continue
+        last = _block_end(tokens, at)
+        yield tokens[at].end, tokens[last].start
+        at = last + 1

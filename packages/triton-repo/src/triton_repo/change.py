@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 from triton_repo.config import NO_CONFIG, ModelConfig
 from triton_repo.entry import RepositoryEntry, Tree
 from triton_repo.errors import ArtifactError, ConfigError
+from triton_repo.members import moved_config
 from triton_repo.names import check_name
 from triton_repo.store._copy import digest_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
-    from triton_repo.record import DeploymentRecord, FileDigest, Source
+    from triton_repo.record import DeploymentRecord, FileDigest, Source, VersionRecord
     from triton_repo.stock import Stock
 
 __all__ = ["Change", "Together", "plan_change", "plan_return"]
@@ -136,6 +137,12 @@ class Change:
         """Files beside config.pbtxt that will be written."""
         return (*self.shared.names(), *self.shared_restored)
 
+    @property
+    def members(self) -> set[str]:
+        """Directories of the models that it needs, or its versions on disk do."""
+        before = self.base.now.needs().keys() if self.base is not None else ()
+        return {each.name for each in self.entry.models.values()}.union(before)
+
     def config_apart(self, name: str) -> ModelConfig | None:
         """The config.pbtxt under which it can be loaded by another name, beside nothing else."""
         if self.load_config is None:
@@ -252,19 +259,27 @@ def _with_edited_config(entry: RepositoryEntry, base: Stock) -> RepositoryEntry:
         return entry
     if entry.config is not None and edited.backend != entry.config.backend:
         return entry
-    if entry.has_own_config and not _unchanged(entry.config, recorded):
+    if entry.has_own_config and not _unchanged(entry, recorded):
         return entry
     names = {path for tree in entry.versions.values() for path in tree.names()}
     if edited.model_filename not in ("", *names):
         return entry
+    if recorded.main is not None:
+        edited = _moved(edited, recorded.main, entry)
     return replace(entry, config=edited.with_name(entry.name))
 
 
-def _unchanged(config: ModelConfig | None, recorded: DeploymentRecord) -> bool:
-    """Whether this is the config.pbtxt that the model which serves brought."""
-    return config is not None and any(
-        seen.brought_config == config.text for seen in recorded.served
+def _unchanged(entry: RepositoryEntry, recorded: DeploymentRecord) -> bool:
+    """Whether it brings the config.pbtxt that the model which serves brought."""
+    return entry.config is not None and any(
+        _moved(ModelConfig.parse(seen.brought_config), seen, entry).text == entry.config.text
+        for seen in recorded.served
     )
+
+
+def _moved(config: ModelConfig, seen: VersionRecord, entry: RepositoryEntry) -> ModelConfig:
+    """A version's config.pbtxt, as it is where its members are those of the entry."""
+    return moved_config(config, seen.models, entry.models, is_told=entry.is_told)
 
 
 def _choose_version(
@@ -278,7 +293,7 @@ def _choose_version(
     """The number a single version gets, and the same again where it is on disk already."""
     (tree,) = entry.versions.values()
     same = _same_content(tree, base, wanted_version)
-    if same is not None:
+    if same is not None and base is not None and base.versions[same].models == entry.models:
         return same, same
     on_disk = frozenset(base.versions if base else ())
     following = max(on_disk, default=0) + 1
@@ -344,6 +359,7 @@ def plan_return(
     *,
     source: Source,
     keep_versions: int = 2,
+    keep: Collection[int] | None = None,
     together: Together | None = None,
 ) -> Change:
     """Plan to serve a version that is still on disk: nothing is copied from the model's source.
@@ -353,12 +369,14 @@ def plan_return(
         version: one of `base.versions`.
         source: what was asked for this time.
         keep_versions: how many version directories may stay.
+        keep: which ones, where it is known; what serves stays in any case.
         together: what is to serve beside it; what serves is never pruned.
 
     Raises:
         ConfigError: what `together` names cannot serve together.
     """
     serving = (together or Together()).chosen(version, base.versions)
+    kept = _kept(base, serving, keep_versions) if keep is None else {*serving, *keep}
     seen = base.versions[version]
     config = ModelConfig.parse(seen.config) if seen.config else None
     entry = RepositoryEntry(
@@ -366,13 +384,15 @@ def plan_return(
         flavor=seen.flavor or base.now.flavor,
         versions={version: Tree()},
         config=config,
+        models=seen.models,
+        part_of=base.recorded.part_of if base.recorded is not None else "",
     )
     restored = base.now.set_aside_of(seen)
     single = _plan_single(entry, source, base, serving, reuse=version)
     return _checked_together(
         replace(
             single,
-            doomed=base.ours - _kept(base, serving, keep_versions) - _companions(base, version),
+            doomed=base.ours - kept - _companions(base, version),
             shared_kept={path: each for path, each in seen.shared.items() if path not in restored},
             shared_restored=restored,
             shared_gone=_gone(base, set(seen.shared)),

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, cast
 from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2  # noqa: TID251 - this is the door
 
-from triton_repo._textproto import set_field
+from triton_repo._textproto import edit_messages, set_field
 from triton_repo.errors import ConfigError
 from triton_repo.overrides import NO_FIELDS, WHOLE_CONFIG, set_override
 from triton_repo.tensors import DATATYPES, TensorSpec, datatype_of
 from triton_repo.text import human_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
 __all__ = ["CONFIG_FILENAME", "NO_CONFIG", "ModelConfig"]
@@ -345,18 +345,30 @@ class ModelConfig:
         changed.name = name
         return self._edited("name", f"name: {_quote(name)}", changed)
 
-    def with_steps(self, names: Mapping[str, str]) -> ModelConfig:
-        """The same ensemble of models that have other names; comments outside its steps stay.
+    def with_steps(self, move: Callable[[str, int], tuple[str, int]]) -> ModelConfig:
+        """The same ensemble of models that are elsewhere, comments and all.
 
         Args:
-            names: a model's new name by the one it has here; others keep theirs.
+            move: gives a step's model and version from those it has here; -1 is the latest.
         """
         changed = self._copy()
         for step in changed.ensemble_scheduling.step:
-            step.model_name = names.get(step.model_name, step.model_name)
+            step.model_name, step.model_version = move(step.model_name, step.model_version)
         if changed == self._message:
             return self
-        return self._with_field("ensemble_scheduling", changed)
+        steps = iter(changed.ensemble_scheduling.step)
+
+        def moved(text: str) -> str:
+            step = next(steps, None)
+            if step is None:  # our scanner sees more steps than protobuf does
+                return text
+            text = set_field(text, "model_name", f"model_name: {_quote(step.model_name)}")
+            return set_field(text, "model_version", f"model_version: {step.model_version}")
+
+        text = edit_messages(
+            self.text, "ensemble_scheduling", lambda inner: edit_messages(inner, "step", moved)
+        )
+        return _as_expected(text, changed)
 
     def pinned(self, versions: Sequence[int]) -> ModelConfig:
         """The same file, serving exactly `versions`.
@@ -413,14 +425,19 @@ class ModelConfig:
     def _edited(
         self, name: str, replacement: str, expected: model_config_pb2.ModelConfig
     ) -> ModelConfig:
-        try:
-            edited = ModelConfig.parse(set_field(self.text, name, replacement))
-        except ConfigError:
-            edited = None
-        if edited is not None and edited._message == expected:  # noqa: SLF001 - the same class
-            return edited
-        # Text that our scanner reads otherwise than protobuf does: correct beats pretty.
-        return ModelConfig(_print(expected), expected)
+        return _as_expected(set_field(self.text, name, replacement), expected)
+
+
+def _as_expected(text: str, expected: model_config_pb2.ModelConfig) -> ModelConfig:
+    """An edited text, where it says what it should."""
+    try:
+        edited = ModelConfig.parse(text)
+    except ConfigError:
+        edited = None
+    if edited is not None and edited._message == expected:  # noqa: SLF001 - the same class
+        return edited
+    # Text that our scanner reads otherwise than protobuf does: correct beats pretty.
+    return ModelConfig(_print(expected), expected)
 
 
 #: What Triton reads where there is no config.pbtxt.

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from triton_repo.errors import ArtifactError
+from triton_repo.members import config_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path, PurePosixPath
 
     from triton_repo.config import ModelConfig
+    from triton_repo.members import MemberVersions
     from triton_repo.names import ModelName
 
 __all__ = [
@@ -120,6 +122,12 @@ class RepositoryEntry:
         shared: files beside config.pbtxt; they belong to every version.
         config: None where the model relies on Triton's auto-complete.
         has_own_config: whether the config is the model's own, and not one that was generated.
+        members: the models that came with it because it needs them, by their names, in the order of
+            loading; see `triton_repo.group`.
+        asks: of these and of the model itself, those that its sources name.
+        is_told: whether its sources read where its members are, see `triton_repo.members`.
+        models: where its members will be, once that is planned.
+        part_of: the deployment that it is a member of; empty where it is one itself.
     """
 
     name: ModelName
@@ -128,10 +136,15 @@ class RepositoryEntry:
     shared: Tree = field(default_factory=Tree)
     config: ModelConfig | None = None
     has_own_config: bool = False
+    members: Mapping[str, RepositoryEntry] = field(default_factory=dict)
+    asks: frozenset[str] = frozenset()
+    is_told: bool = False
+    models: Mapping[str, MemberVersions] = field(default_factory=dict)
+    part_of: str = ""
 
     @property
     def size_bytes(self) -> int:
-        """How many bytes will be copied."""
+        """The sum of its files' sizes, those of its members left out."""
         return self.shared.size_bytes + sum(tree.size_bytes for tree in self.versions.values())
 
     @property
@@ -141,8 +154,24 @@ class RepositoryEntry:
 
     def from_origins(self, origins: Mapping[Path, RemoteFile]) -> RepositoryEntry:
         """The same, with the files known that are not on this machine."""
-        versions = {number: tree.from_origins(origins) for number, tree in self.versions.items()}
-        return replace(self, versions=versions, shared=self.shared.from_origins(origins))
+        return replace(
+            self,
+            versions={n: tree.from_origins(origins) for n, tree in self.versions.items()},
+            shared=self.shared.from_origins(origins),
+            members={name: each.from_origins(origins) for name, each in self.members.items()},
+        )
+
+    def with_models(self, models: Mapping[str, MemberVersions]) -> RepositoryEntry:
+        """The same, once it is known where its members will be."""
+        config = self.config
+        if config is not None:
+            config = config_with(config, models, is_told=self.is_told)
+        return replace(self, config=config, models=models)
+
+    def renamed(self, name: ModelName) -> RepositoryEntry:
+        """The same under another name."""
+        config = self.config.with_name(name) if self.config is not None else None
+        return replace(self, name=name, config=config)
 
     def renumbered(self, version: int) -> RepositoryEntry:
         """The same single version under another number; a `specific` policy follows."""

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from triton_repo.config import CONFIG_FILENAME
 from triton_repo.errors import ArtifactError, ConfigError, InvalidNameError
-from triton_repo.layout import ModelDirectory, version_number
+from triton_repo.layout import ModelDirectory, is_litter, version_number
+from triton_repo.members import MEMBERS_PARAMETER
 from triton_repo.names import check_name
 from triton_repo.scan import UNLIMITED, Tally
 from triton_repo.text import brief
@@ -47,11 +48,15 @@ class ModelGroup:
             the main model is the last.
         needs: the names of what each model needs, itself; those of the main model are all the
             others that nobody else needs, too.
+        asks: the names of models that the sources of each Python model quote.
+        told: the Python models whose sources read `MEMBERS_PARAMETER`.
     """
 
     root: Path
     models: Mapping[str, ModelDirectory]
     needs: Mapping[str, frozenset[str]]
+    asks: Mapping[str, frozenset[str]]
+    told: frozenset[str]
 
     @property
     def main(self) -> str:
@@ -97,14 +102,21 @@ class ModelGroup:
             found[path.name] = model
         needs = {name: _steps(model, found) for name, model in found.items()}
         _refuse_circles(root, needs)
-        _add_quoted(needs, found, main)
+        sources = {name: _sources(model) for name, model in found.items()}
+        asks = {name: _quoted(texts, found) - {name} for name, texts in sources.items()}
+        _add_asked(needs, asks, main)
         main = _main_of(root, main, needs)
         needs[main] |= found.keys() - {main}.union(*needs.values())
         order = TopologicalSorter({name: sorted(needs[name]) for name in sorted(needs)})
+        parameter = MEMBERS_PARAMETER.encode("ascii")
         return cls(
             root,
             {name: found[name] for name in order.static_order()},
             {name: frozenset(each) for name, each in needs.items()},
+            asks,
+            frozenset(
+                name for name, texts in sources.items() if any(parameter in t for t in texts)
+            ),
         )
 
 
@@ -113,7 +125,7 @@ def _directories(root: Path) -> list[Path]:
     return [
         path
         for path in sorted(root.iterdir())
-        if path.is_dir() and not path.name.startswith((".", "__pycache__"))
+        if path.is_dir() and not path.name.startswith(".") and not is_litter(path.name)
     ]
 
 
@@ -188,29 +200,31 @@ def _refuse_circles(root: Path, needs: Mapping[str, Collection[str]]) -> None:
         ) from exc
 
 
-def _add_quoted(
-    needs: dict[str, set[str]], models: Mapping[str, ModelDirectory], main: str
-) -> None:
+def _add_asked(needs: dict[str, set[str]], asks: Mapping[str, Collection[str]], main: str) -> None:
     """Let Python models need those whose names their sources quote, as far as that is no circle.
 
     A quoted name may mean something else, or a model that is asked long after both were loaded.
     """
-    for name, model in models.items():
-        for other in sorted(_quoted(model, models)):
+    for name, asked in asks.items():
+        for other in sorted(asked):
             if other != main and name not in _reached(other, needs):
                 needs[name].add(other)
 
 
-def _quoted(model: ModelDirectory, names: Iterable[str]) -> set[str]:
+def _sources(model: ModelDirectory) -> list[bytes]:
+    """The Python files of a model that Python runs."""
     if model.config is not None and model.config.backend not in ("", "python"):
-        return set()
+        return []
     files = [file for tree in (model.shared, *model.versions.values()) for file in tree.files]
-    sources = [
+    return [
         file.source.read_bytes()
         for file in files
         if file.path.suffix == ".py" and file.size_bytes <= _LARGEST_SOURCE
     ]
-    return {name for name in names if any(_quotes(source, name) for source in sources)}
+
+
+def _quoted(sources: Iterable[bytes], names: Iterable[str]) -> frozenset[str]:
+    return frozenset(name for name in names if any(_quotes(source, name) for source in sources))
 
 
 def _quotes(source: bytes, name: str) -> bool:

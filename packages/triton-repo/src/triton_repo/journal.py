@@ -41,6 +41,8 @@ class Journal:
         doomed_versions: version directories to remove once it is committed.
         doomed_shared: files beside config.pbtxt to remove once it is committed.
         keeps_sent: whether nothing is left of a change but what it had sent, for the same one.
+        members: directories of the models that it deploys, or deletes, with this one.
+        leaves_members: whether nothing is left of it but these.
     """
 
     operation: str
@@ -59,6 +61,13 @@ class Journal:
     doomed_versions: tuple[int, ...] = ()
     doomed_shared: tuple[str, ...] = ()
     keeps_sent: bool = False
+    members: tuple[str, ...] = ()
+    leaves_members: bool = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the model itself is whole again, finished or undone."""
+        return self.keeps_sent or self.leaves_members
 
     def to_bytes(self) -> bytes:
         """The file's content."""

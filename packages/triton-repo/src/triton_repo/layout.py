@@ -21,7 +21,7 @@ from triton_repo.scan import UNLIMITED, Tally, check_member, scan_tree
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["ModelDirectory", "is_bytecode", "is_shared_path", "version_number"]
+__all__ = ["ModelDirectory", "is_bytecode", "is_litter", "is_shared_path", "version_number"]
 
 #: What each backend looks for in a version directory when the config names no file; any one will
 #: do. Backends that are not here (FIL, DALI, vLLM, …) choose by parameters: they check themselves.
@@ -53,6 +53,11 @@ def version_number(name: str) -> int | None:
             "version directories are 1, 2, 3, …: rename it"
         )
     return None
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file or directory of this name is nothing that a model needs."""
+    return _LITTER.fullmatch(name) is not None
 
 
 def is_bytecode(path: PurePosixPath) -> bool:
@@ -206,7 +211,7 @@ _OURS = frozenset({CONFIG_FILENAME, RECORD_FILENAME, OUR_DIRECTORY})
 
 
 def _wanted(path: PurePosixPath) -> bool:
-    return not _LITTER.fullmatch(path.name)
+    return not is_litter(path.name)
 
 
 def _leading_paths(name: str) -> list[str]:

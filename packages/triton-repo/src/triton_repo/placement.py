@@ -16,6 +16,10 @@ commit     journal.json          what config.pbtxt and the record will be: from 
 finish     old versions go, then journal.json
 ```
 
+Where a model needs others that are deployed with it (see `group_change`), they are brought between
+stage and install, each as a change of its own, and journal.json stays, as a note of them, until
+nothing is left of those that nobody needs any more.
+
 A new version directory and one rename of config.pbtxt is all that most changes are. What overwrites
 something that serves (a version of the same number, a label file) is staged apart: `incoming/` is
 then a whole model directory, which the server can be asked to load under a name of its own before
@@ -35,7 +39,7 @@ from typing import TYPE_CHECKING
 
 from triton_repo._version import WRITER
 from triton_repo.config import CONFIG_FILENAME, NO_CONFIG
-from triton_repo.errors import ConfigError, ObjectNotFoundError, StoreError
+from triton_repo.errors import ConfigError, LockedError, ObjectNotFoundError, StoreError
 from triton_repo.journal import OUR_DIRECTORY, Journal
 from triton_repo.model_view import ASIDE, JOURNAL, ModelView, PlaceState
 from triton_repo.record import (
@@ -48,7 +52,7 @@ from triton_repo.record import (
 from triton_repo.store._locked import OUR_SUFFIX, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from contextlib import AbstractContextManager
 
     from triton_repo.change import Change
@@ -199,6 +203,22 @@ class ModelPlace(ModelView):
         """
         wait_for(self._lock_key, self._look_at_lock, wait_s=wait_s, pause_s=_LOOK_S)
 
+    def refuse_interrupted(self) -> None:
+        """Make sure that no change is under way, and none was left by a killed command.
+
+        Raises:
+            LockedError: one is.
+        """
+        if self.state() is not PlaceState.INTERRUPTED:
+            return
+        journal = self.journal()
+        raise LockedError(
+            f"a change of {self.uri} is under way or was interrupted; when no command is at it, "
+            f"mlflow-triton repair {self.name} puts it right",
+            holder=journal.holder if journal else "",
+            since=journal.since if journal else "",
+        )
+
     @property
     def _lock_key(self) -> str:
         # A file at the root is nothing to Triton, and it survives the model's directory.
@@ -256,6 +276,7 @@ class ModelPlace(ModelView):
             shared_added=tuple(path for path in change.shared_paths if path not in aside),
             config_before=self.read(CONFIG_FILENAME),
             config_guard=self._guard(change),
+            members=tuple(sorted(change.members)),
         )
         self._write_journal(journal)
         if apart or change.in_place:
@@ -457,6 +478,7 @@ class ModelPlace(ModelView):
             change.own_config,
             change.own_shared,
             change.overrides,
+            change.entry.models,
         )
         for number, digests in files.items():
             versions[number] = replace(new, files=digests)
@@ -471,6 +493,7 @@ class ModelPlace(ModelView):
                 own_config=change.own_config,
                 own_shared=change.own_shared,
                 overrides=change.overrides,
+                models=change.entry.models,
             )
         return DeploymentRecord(
             name=self.name,
@@ -479,6 +502,7 @@ class ModelPlace(ModelView):
             triton_model_path=self.uri,
             serving=change.serving or (change.config or NO_CONFIG).served(versions),
             versions=versions,
+            part_of=change.entry.part_of,
         )
 
     def commit(self, staged: StagedChange, serving: tuple[int, ...] = ()) -> None:
@@ -509,11 +533,17 @@ class ModelPlace(ModelView):
         self._write_journal(committed)
         self._finish(committed)
 
-    def begin_delete(self, holder: str) -> None:
-        """Note that the model is going to be deleted; nothing else changes."""
+    def begin_delete(self, holder: str, members: Iterable[str] = ()) -> None:
+        """Note that the model is going to be deleted; nothing else changes.
+
+        Args:
+            holder: who does it.
+            members: directories of the models that go with it, before it.
+        """
         journal = self.journal()
         if journal is None or journal.operation != "delete":
-            self._write_journal(Journal(operation="delete", holder=holder, since=_now()))
+            note = Journal("delete", holder=holder, since=_now(), members=tuple(sorted(members)))
+            self._write_journal(note)
 
     def remove(self) -> None:
         """Remove the whole directory, record and journal last: what remains is recognised.
@@ -534,9 +564,9 @@ class ModelPlace(ModelView):
         self.store.remove(self.name)
 
     def state_to_change(self) -> PlaceState:
-        """`state`, for who goes on with what `recover(keep_sent=True)` has left."""
+        """`state`, for who goes on with what `recover` has left: the model itself is whole."""
         journal = self.journal()
-        if journal is None or not journal.keeps_sent:
+        if journal is None or not journal.is_over:
             return self.state()
         if self.store.exists(self.key(RECORD_FILENAME)):
             return PlaceState.DEPLOYED
@@ -552,7 +582,8 @@ class ModelPlace(ModelView):
                 same change comes next. Until it is done the model counts as interrupted.
 
         Returns:
-            `finished`, `undone`, or None where there was nothing to do.
+            `finished`, `undone`, or None where there was nothing to do. Where the change had
+            members, a note of them is left: see `settled`.
 
         Raises:
             StoreError: something could not be written; the same call goes on where it stopped.
@@ -562,6 +593,8 @@ class ModelPlace(ModelView):
         if journal is None:
             self._tidy()
             return None
+        if journal.leaves_members:
+            return None
         if journal.operation == "delete":
             self.remove()
             return "finished"
@@ -570,6 +603,16 @@ class ModelPlace(ModelView):
             return "finished"
         self._undo(journal, keep_sent=keep_sent and self.store.resumes)
         return "undone"
+
+    def settled(self) -> None:
+        """Say that the members of a change that is over are in order: its last step.
+
+        Raises:
+            StoreError: something could not be written; the same call goes on where it stopped.
+        """
+        journal = self.journal()
+        if journal is not None and journal.leaves_members:
+            self._undone(replace(journal, members=()))
 
     def _tidy(self) -> None:
         """Remove the empty directories of a change that died before its first note."""
@@ -592,7 +635,7 @@ class ModelPlace(ModelView):
             self.store.remove(self.key(str(version)))
         for path in journal.doomed_shared:
             self._remove_shared(path)
-        self._clean(DeploymentRecord.parse(journal.record_after))
+        self._clean(journal, DeploymentRecord.parse(journal.record_after))
 
     def _undo(self, journal: Journal, *, keep_sent: bool) -> None:
         self.store.remove(self.key(_READY))  # the disk may be full, and what follows writes
@@ -601,16 +644,19 @@ class ModelPlace(ModelView):
         self._remove_additions(journal, keep_sent=keep_sent)
         self._put_back_config(journal)
         if keep_sent and self.store.exists(self.key(_SENT)):
-            kept = Journal(journal.operation, journal.model_uri, journal.holder, journal.since)
-            self._write_journal(replace(kept, keeps_sent=True))
+            self._write_journal(replace(_note_of(journal), keeps_sent=True))
             return
+        self._undone(journal)
+
+    def _undone(self, journal: Journal) -> None:
+        """Clean up after a change that was undone, or after one whose members are in order."""
         try:
             record = self.record()
         except RecordError:  # a later release's, perhaps: nobody can say what it needs
-            self._clean(None, keep_aside=True)
+            self._clean(journal, None, keep_aside=True)
         else:
-            self._clean(record)
-        if journal.created:
+            self._clean(journal, record)
+        if journal.created and not journal.members:
             self._tidy()  # whole, unless somebody has put something of their own there
 
     def _remove_additions(self, journal: Journal, *, keep_sent: bool) -> None:
@@ -685,8 +731,16 @@ class ModelPlace(ModelView):
             if self.store.exists(key) and not self.store.list_files(key):
                 self.store.remove(key)
 
-    def _clean(self, record: DeploymentRecord | None, *, keep_aside: bool = False) -> None:
-        """Remove what the change set aside, but not what a kept version needs to come back."""
+    def _clean(
+        self, journal: Journal, record: DeploymentRecord | None, *, keep_aside: bool = False
+    ) -> None:
+        """Remove what the change set aside, but not what a kept version needs to come back.
+
+        Args:
+            journal: of the change, which is over; of its members a note is left.
+            record: of what stands there now.
+            keep_aside: whether to keep all that was set aside.
+        """
         for path in (_INCOMING, _READY, _INSTALLED, _SENT):
             self.store.remove(self.key(path))
         wanted = _set_aside_for(record) if record else set()
@@ -695,6 +749,9 @@ class ModelPlace(ModelView):
         for sha256 in kept:
             if sha256 not in wanted and not keep_aside:
                 self.store.remove(f"{aside}/{sha256}")
+        if journal.members:
+            self._write_journal(replace(_note_of(journal), leaves_members=True))
+            return
         # the journal last, and with it what is left of our directory
         empty = wanted.isdisjoint(kept) and not (keep_aside and kept)
         self.store.remove(self.key(OUR_DIRECTORY if empty else JOURNAL))
@@ -706,6 +763,18 @@ class ModelPlace(ModelView):
         """Write unless the content is there already: a file's time stamp means something."""
         if self.read(path) != data:
             self.store.write(self.key(path), data)
+
+
+def _note_of(journal: Journal) -> Journal:
+    """What is left of the note of a change once that is over, where anything is."""
+    return Journal(
+        journal.operation,
+        journal.model_uri,
+        journal.holder,
+        journal.since,
+        created=journal.created,
+        members=journal.members,
+    )
 
 
 def _committed_files(journal: Journal) -> list[tuple[str, bytes]]:

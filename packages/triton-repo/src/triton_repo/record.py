@@ -11,9 +11,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from triton_repo.errors import TritonRepoError
+from triton_repo.members import MemberVersions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = [
     "RECORD_FILENAME",
@@ -28,7 +32,10 @@ __all__ = [
 ]
 
 RECORD_FILENAME = "mlflow-meta.json"
-SCHEMA_VERSION = 1
+#: The highest that is read. A record is written with the lowest that says all of it: 2 says whose
+#: members are where, which a release that does not know it would lose.
+SCHEMA_VERSION = 2
+_WITHOUT_MEMBERS = 1
 
 
 class RecordError(TritonRepoError, ValueError):
@@ -102,6 +109,8 @@ class VersionRecord:
             `triton_repo.overrides`; `config` has them.
         flavor: the MLflow flavor it was made from.
         members: how many versions its model brought; several belong together.
+        models: the models that were deployed with it because it needs them, by the names that they
+            had in the artifact.
         placed_at: when the command that placed it began, ISO 8601 in UTC.
         placed_by: which package and version wrote it.
     """
@@ -117,6 +126,7 @@ class VersionRecord:
     own_config: str | None = None
     own_shared: Mapping[str, FileDigest] = field(default_factory=dict)
     overrides: Mapping[str, str] = field(default_factory=dict)
+    models: Mapping[str, MemberVersions] = field(default_factory=dict)
 
     @property
     def brought_config(self) -> str:
@@ -141,6 +151,7 @@ class DeploymentRecord:
         serving: versions that serve, first the one whose config.pbtxt and files beside it are in
             place. Empty in a record of NVIDIA's plugin.
         versions: every version on disk that was placed by us, by number.
+        part_of: the deployment that this model was deployed for; empty where it is one itself.
     """
 
     name: str
@@ -149,6 +160,7 @@ class DeploymentRecord:
     triton_model_path: str
     serving: tuple[int, ...] = ()
     versions: Mapping[int, VersionRecord] = field(default_factory=dict)
+    part_of: str = ""
 
     @property
     def served(self) -> tuple[VersionRecord, ...]:
@@ -165,6 +177,19 @@ class DeploymentRecord:
         """The files beside config.pbtxt, as the main version was placed with them."""
         return self.main.shared if self.main is not None else {}
 
+    def needs(self, numbers: Iterable[int] | None = None) -> dict[str, frozenset[int]]:
+        """The versions of other models that this one needs, by these models' directories.
+
+        Args:
+            numbers: of those of its versions that count; all when not given.
+        """
+        found: dict[str, frozenset[int]] = {}
+        for number in self.versions if numbers is None else numbers:
+            seen = self.versions.get(number)
+            for each in seen.models.values() if seen is not None else ():
+                found[each.name] = found.get(each.name, frozenset()).union(each.versions)
+        return found
+
     def set_aside_of(self, version: VersionRecord) -> dict[str, FileDigest]:
         """What a version had beside config.pbtxt where the main one has something else, or nothing.
 
@@ -175,8 +200,8 @@ class DeploymentRecord:
 
     def to_bytes(self) -> bytes:
         """The file's content."""
-        document = {
-            "schema_version": SCHEMA_VERSION,
+        document: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION if self._has_members else _WITHOUT_MEMBERS,
             "name": self.name,
             "triton_model_path": self.triton_model_path,
             "mlflow_model_uri": self.model_uri,
@@ -187,7 +212,13 @@ class DeploymentRecord:
                 for number, version in sorted(self.versions.items())
             },
         }
+        if self.part_of:
+            document["part_of"] = self.part_of
         return (json.dumps(document, indent=2) + "\n").encode("ascii")
+
+    @property
+    def _has_members(self) -> bool:
+        return bool(self.part_of) or any(seen.models for seen in self.versions.values())
 
     @classmethod
     def parse(cls, data: bytes, *, where: str = RECORD_FILENAME) -> DeploymentRecord:
@@ -219,6 +250,7 @@ class DeploymentRecord:
                     int(number): _parse_version(version)
                     for number, version in document.get("versions", {}).items()
                 },
+                part_of=_text(document, "part_of"),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as exc:
             raise RecordError(f"{where} is damaged: {type(exc).__name__} {exc}") from exc
@@ -233,6 +265,11 @@ def _version_document(version: VersionRecord) -> dict[str, Any]:
         own["own_shared"] = _digests_document(version.own_shared)
     if version.overrides:
         own["overrides"] = dict(version.overrides)
+    if version.models:
+        own["models"] = {
+            member: {"name": each.name, "versions": list(each.versions)}
+            for member, each in version.models.items()
+        }
     return {
         "source": source,
         "files": _digests_document(version.files),
@@ -266,6 +303,12 @@ def _parse_version(document: Mapping[str, Any]) -> VersionRecord:
         own_config=_text(document, "own_config") if "own_config" in document else None,
         own_shared=_parse_digests(document.get("own_shared", {})),
         overrides={str(path): str(text) for path, text in document.get("overrides", {}).items()},
+        models={
+            str(member): MemberVersions(
+                str(each["name"]), tuple(int(number) for number in each["versions"])
+            )
+            for member, each in document.get("models", {}).items()
+        },
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from triton_repo.errors import TritonRepoError, UnsupportedFlavorError
 from triton_repo.flavors import fil, onnx, pyfunc, pytorch, savedmodel, triton
 from triton_repo.flavors._features import COLUMNS
-from triton_repo.flavors._members import user_config
+from triton_repo.flavors._files import user_config
 from triton_repo.names import check_file_name
 
 if TYPE_CHECKING:
@@ -134,9 +134,10 @@ def convert(
         ConfigError: its config.pbtxt is wrong, or none can be generated.
     """
     entry = _CONVERTERS[flavor](artifact, name, version)
-    for tree in (entry.shared, *entry.versions.values()):
-        for part in {part for file in tree.files for part in file.path.parts}:
-            check_file_name(part)
+    for each in (entry, *entry.members.values()):
+        for tree in (each.shared, *each.versions.values()):
+            for part in {part for file in tree.files for part in file.path.parts}:
+                check_file_name(part)
     return entry
 
 

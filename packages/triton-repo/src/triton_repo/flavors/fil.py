@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from triton_repo.config import ModelConfig
 from triton_repo.errors import ArtifactError
 from triton_repo.flavors._features import Features, features_of, width_of
-from triton_repo.flavors._members import one_file_entry
+from triton_repo.flavors._files import one_file_entry
 from triton_repo.tensors import TensorSpec
 
 if TYPE_CHECKING:

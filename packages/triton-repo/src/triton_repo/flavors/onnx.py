@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from triton_repo.config import CONFIG_FILENAME, ModelConfig
 from triton_repo.entry import EntryFile, RepositoryEntry, Tree
 from triton_repo.errors import ArtifactError, ConfigError, MissingModelFileError
-from triton_repo.flavors._members import Members, shared_tree, user_config
+from triton_repo.flavors._files import ModelFiles, shared_tree, user_config
 from triton_repo.flavors.onnx_graph import GraphTensor, OnnxGraph, read_graph
 from triton_repo.scan import check_member, scan_tree
 
@@ -34,9 +34,9 @@ GENERATED_MAX_BATCH_SIZE = 1024
 def convert(artifact: ModelArtifact, name: ModelName, version: int) -> RepositoryEntry:
     """Plan the entry of an ONNX model; see `flavors.convert` for the arguments and errors."""
     data = artifact.path(artifact.flavors["onnx"].get("data", ""), said_by="MLmodel's onnx flavor")
-    members = Members(artifact, artifact.tally())
+    model_files = ModelFiles(artifact, artifact.tally())
     model_file, base = _model_file(data, artifact.root)
-    model_bytes = members.size_of(model_file, said_by="MLmodel's onnx flavor")
+    model_bytes = model_files.size_of(model_file, said_by="MLmodel's onnx flavor")
     graph = read_graph(model_file)
     config = own_config = user_config(artifact)
     if config is None:
@@ -49,12 +49,12 @@ def convert(artifact: ModelArtifact, name: ModelName, version: int) -> Repositor
     elif config.pinned_versions:
         config = config.pinned([version])
     model = EntryFile(PurePosixPath(_filename(config, model_file, base)), model_file, model_bytes)
-    tree = _version_tree(members, model, base, graph)
+    tree = _version_tree(model_files, model, base, graph)
     return RepositoryEntry(
         name=name,
         flavor="onnx",
         versions={version: tree},
-        shared=shared_tree(members, config),
+        shared=shared_tree(model_files, config),
         config=config.with_name(name),
         has_own_config=own_config is not None,
     )
@@ -85,19 +85,19 @@ def _filename(config: ModelConfig, model_file: Path, base: Path) -> str:
     return named or MODEL_FILENAME
 
 
-def _version_tree(members: Members, model: EntryFile, base: Path, graph: OnnxGraph) -> Tree:
+def _version_tree(model_files: ModelFiles, model: EntryFile, base: Path, graph: OnnxGraph) -> Tree:
     """The model and what it needs, at the same relative paths: ONNX Runtime resolves them so."""
-    root = members.artifact.root
+    root = model_files.artifact.root
     if base.resolve() == root.resolve():
-        return Tree((model, *_external(members, base, graph)))
+        return Tree((model, *_external(model_files, base, graph)))
     # A directory of its own (`data: onnx/`): everything in it belongs to the model.
-    whole = scan_tree(base, inside=root, tally=members.artifact.tally())
+    whole = scan_tree(base, inside=root, tally=model_files.artifact.tally())
     others = tuple(
         file
         for file in whole.files
         if file.source != model.source and str(file.path) != CONFIG_FILENAME
     )
-    _external(members, base, graph)
+    _external(model_files, base, graph)
     if any(file.path == model.path for file in others):
         raise ArtifactError(
             f"{base} holds another {model.path} than {model.source.name}, the model that MLmodel "
@@ -106,16 +106,16 @@ def _version_tree(members: Members, model: EntryFile, base: Path, graph: OnnxGra
     return Tree((model, *others), whole.empty_directories)
 
 
-def _external(members: Members, base: Path, graph: OnnxGraph) -> list[EntryFile]:
+def _external(model_files: ModelFiles, base: Path, graph: OnnxGraph) -> list[EntryFile]:
     """The files that hold weights of the graph."""
     files = []
     for location in graph.external_files:
         said_by = "the ONNX graph (external data)"
         if PurePosixPath(location).is_absolute():
             raise ArtifactError(f"{said_by} names {location!r}, which leaves the model")
-        artifact = members.artifact
+        artifact = model_files.artifact
         path = artifact.path(str(base.relative_to(artifact.root) / location), said_by=said_by)
-        size_bytes = members.size_of(path, said_by=said_by)
+        size_bytes = model_files.size_of(path, said_by=said_by)
         files.append(EntryFile(PurePosixPath(location), path, size_bytes))
     return files
 

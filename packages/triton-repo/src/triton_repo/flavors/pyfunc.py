@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from triton_repo.config import ModelConfig
 from triton_repo.entry import EntryFile, RepositoryEntry, Tree
 from triton_repo.errors import ArtifactError
-from triton_repo.flavors._members import Members, entry_of, own_config
+from triton_repo.flavors._files import ModelFiles, entry_of, own_config
 from triton_repo.scan import scan_tree
 from triton_repo.tensors import TensorSpec
 
@@ -74,7 +74,7 @@ def convert(artifact: ModelArtifact, name: ModelName, version: int) -> Repositor
         tuple(folder / path for path in whole.empty_directories),
     )
     return entry_of(
-        Members(artifact, artifact.tally()),
+        ModelFiles(artifact, artifact.tally()),
         name=name,
         version=version,
         flavor="python_function",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from triton_repo.config import ModelConfig
 from triton_repo.entry import RepositoryEntry, Tree
 from triton_repo.errors import ArtifactError
-from triton_repo.flavors._members import Members, entry_of, own_config
+from triton_repo.flavors._files import ModelFiles, entry_of, own_config
 from triton_repo.scan import scan_tree
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ def convert(artifact: ModelArtifact, name: ModelName, version: int) -> Repositor
             "deploy it with --flavor python_function"
         )
     config = own_config(artifact, BACKEND, version)
-    members = Members(artifact, artifact.tally())
-    whole = scan_tree(root, inside=artifact.root, tally=members.tally)
+    model_files = ModelFiles(artifact, artifact.tally())
+    whole = scan_tree(root, inside=artifact.root, tally=model_files.tally)
     tree = Tree(
         tuple(replace(file, path=_MODEL_FOLDER / file.path) for file in whole.files),
         tuple(_MODEL_FOLDER / path for path in whole.empty_directories),
@@ -57,7 +57,7 @@ def convert(artifact: ModelArtifact, name: ModelName, version: int) -> Repositor
         comment="Triton completes it from the SavedModel. Log a config.pbtxt to use your own.",
     )
     return entry_of(
-        members,
+        model_files,
         name=name,
         version=version,
         flavor="tensorflow",

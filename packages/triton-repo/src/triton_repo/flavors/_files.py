@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from triton_repo.names import ModelName
     from triton_repo.scan import Tally
 
-__all__ = ["Members", "entry_of", "one_file_entry", "own_config", "shared_tree", "user_config"]
+__all__ = ["ModelFiles", "entry_of", "one_file_entry", "own_config", "shared_tree", "user_config"]
 
 
 @dataclass(frozen=True)
-class Members:
+class ModelFiles:
     """The files of a model, counted before they are made part of a plan."""
 
     artifact: ModelArtifact
@@ -76,7 +76,7 @@ def own_config(artifact: ModelArtifact, backend: str, version: int) -> ModelConf
 
 
 def entry_of(
-    members: Members,
+    model_files: ModelFiles,
     *,
     name: ModelName,
     version: int,
@@ -90,7 +90,7 @@ def entry_of(
         name=name,
         flavor=flavor,
         versions={version: tree},
-        shared=shared_tree(members, config),
+        shared=shared_tree(model_files, config),
         config=config.with_name(name),
         has_own_config=has_own_config,
     )
@@ -119,8 +119,8 @@ def one_file_entry(
         path: what the backend calls it, where the user's config.pbtxt does not say otherwise.
         generate: makes config.pbtxt, where the user has logged none.
     """
-    members = Members(artifact, artifact.tally())
-    size_bytes = members.size_of(source, said_by=f"MLmodel's {flavor} flavor")
+    model_files = ModelFiles(artifact, artifact.tally())
+    size_bytes = model_files.size_of(source, said_by=f"MLmodel's {flavor} flavor")
     config = own_config(artifact, backend, version)
     has_own_config = config is not None
     if config is None:
@@ -128,7 +128,7 @@ def one_file_entry(
     elif config.model_filename:
         path = PurePosixPath(config.model_filename)
     return entry_of(
-        members,
+        model_files,
         name=name,
         version=version,
         flavor=flavor,
@@ -138,7 +138,7 @@ def one_file_entry(
     )
 
 
-def shared_tree(members: Members, config: ModelConfig) -> Tree:
+def shared_tree(model_files: ModelFiles, config: ModelConfig) -> Tree:
     """The files config.pbtxt names beside itself, from wherever the user can have put them.
 
     Raises:
@@ -156,12 +156,12 @@ def shared_tree(members: Members, config: ModelConfig) -> Tree:
             )
         if path in files:
             continue
-        source = members.artifact.find(name, f"extra_files/{name}", f"extra_files/{path.name}")
+        source = model_files.artifact.find(name, f"extra_files/{name}", f"extra_files/{path.name}")
         if source is None:
             raise MissingModelFileError(
                 f"{CONFIG_FILENAME}: {field} names {name!r}, which was not logged with the model; "
                 "add it with extra_files=[…] or mlflow.log_artifact",
                 path=name,
             )
-        files[path] = EntryFile(path, source, members.size_of(source, said_by=CONFIG_FILENAME))
+        files[path] = EntryFile(path, source, model_files.size_of(source, said_by=CONFIG_FILENAME))
     return Tree(tuple(files.values()))
