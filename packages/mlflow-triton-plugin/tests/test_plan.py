@@ -15,7 +15,7 @@ import pytest
 from mlflow.deployments import get_deploy_client
 from mlflow.exceptions import MlflowException
 
-from mlflow_triton_plugin import deploy
+from mlflow_triton_plugin import changing
 from mlflow_triton_plugin.cli import main
 from triton_repo.names import check_name
 from triton_repo.placement import ModelPlace
@@ -126,7 +126,7 @@ def copied(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     def counting(_: str, __: int) -> Iterator[Callable[[int], None]]:
         yield pieces.append
 
-    monkeypatch.setattr(deploy, "copying", counting)
+    monkeypatch.setattr(changing, "copying", counting)
     return pieces
 
 

@@ -5,12 +5,24 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from mlflow_triton_plugin.describe import needed_by
 from triton_repo.change import Together
-from triton_repo.errors import ArtifactError, DeploymentExistsError, DeploymentNotFoundError
+from triton_repo.errors import (
+    ArtifactError,
+    DeploymentExistsError,
+    DeploymentNotFoundError,
+    MemberError,
+)
+from triton_repo.members import MEMBERS_PARAMETER
+from triton_repo.model_view import ModelView
+from triton_repo.names import check_name
 from triton_repo.placement import PlaceState
+from triton_repo.record import RecordError
 
 if TYPE_CHECKING:
     from mlflow_triton_plugin.fetch import ResolvedModel
+    from mlflow_triton_plugin.options import MemberNames
+    from triton_repo.entry import RepositoryEntry
     from triton_repo.placement import ModelPlace
     from triton_repo.stock import Stock
 
@@ -21,10 +33,13 @@ __all__ = [
     "is_ours",
     "kept_version",
     "main_of",
+    "member_names",
     "not_deployed",
     "refuse_another_model",
+    "refuse_member",
     "served_together",
     "uri_of",
+    "warn_of_own_names",
 ]
 
 _logger = logging.getLogger(__name__)
@@ -100,6 +115,49 @@ def refuse_another_model(place: ModelPlace, base: Stock, model: ResolvedModel) -
             f"{place.name} is deployed already, from {base.now.model_uri}, though no server has it "
             "loaded; update it, or delete it first",
             name=place.name,
+        )
+
+
+def member_names(base: Stock | None) -> MemberNames:
+    """How the members of what is deployed are called; by their own names where there are none."""
+    models = base.now.main.models if base is not None and base.now.main is not None else {}
+    is_own = all(each.name == member for member, each in models.items())
+    return "own" if is_own else "prefixed"
+
+
+def warn_of_own_names(entry: RepositoryEntry) -> None:
+    """Say which models ask others by names that these are not going to have."""
+    for name, each in {entry.name: entry, **entry.members}.items():
+        asked = sorted(each.asks & entry.members.keys())
+        if asked and not each.is_told:
+            _logger.warning(
+                "a source of %s names %s, which will be called otherwise; if it asks that model, "
+                "it has to read its name from the parameter %s (see README)",
+                name,
+                ", ".join(asked),
+                MEMBERS_PARAMETER,
+            )
+
+
+def refuse_member(place: ModelPlace) -> None:
+    """Make sure that a model is not there for another one, which would be left without it.
+
+    Raises:
+        MemberError: it is.
+    """
+    try:
+        record = place.record()
+    except RecordError:  # told to who needs to know what it says
+        return
+    if record is None or not record.part_of:
+        return
+    owner = ModelView(place.store, check_name(record.part_of))
+    if place.name in needed_by(owner):
+        raise MemberError(
+            f"{place.name} is part of deployment {owner.name}, and comes, changes and goes with "
+            f"it; name {owner.name} instead",
+            name=place.name,
+            owner=owner.name,
         )
 
 

@@ -4,40 +4,27 @@
 resolve → fetch → convert → plan → stage → (try it apart) → install → load, pinned → commit
 ```
 
-Until the commit nothing has changed for anyone: a failure on the way puts everything back. What is
+What the model needs beside it (see `membership`) is brought between stage and install. Until the
+commit nothing has changed for anyone: a failure on the way puts everything back. What is
 to be validated, or would overwrite what serves, is first loaded apart: by the path of its staging
 area, as a model that no client knows of.
 """
 
 from __future__ import annotations
 
-import getpass
 import logging
-import os
-import socket
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mlflow_triton_plugin.choice import foreign, not_deployed
-from mlflow_triton_plugin.describe import describe, ready_versions
-from mlflow_triton_plugin.errors import (
-    BackendMissingError,
-    ModelLoadError,
-    ServerUnavailableError,
-    SettingsError,
-    TritonServerError,
-)
-from mlflow_triton_plugin.planning import Planner, serves
+from mlflow_triton_plugin.changing import Changer, holder
+from mlflow_triton_plugin.choice import foreign, not_deployed, refuse_member
+from mlflow_triton_plugin.describe import describe, needed_by
+from mlflow_triton_plugin.errors import BackendMissingError, SettingsError, TritonServerError
+from mlflow_triton_plugin.membership import Members
+from mlflow_triton_plugin.planning import Planner
 from mlflow_triton_plugin.preview import preview
-from mlflow_triton_plugin.progress import copying
-from triton_repo.errors import (
-    LockedError,
-    StoreError,
-    StoreUnavailableError,
-    TritonRepoError,
-    UnsupportedFlavorError,
-)
+from triton_repo.errors import LockedError, TritonRepoError, UnsupportedFlavorError
 from triton_repo.flavors import ANY_MODEL, NATIVE_FLAVORS
 from triton_repo.names import check_name
 from triton_repo.placement import ModelPlace, PlaceState
@@ -45,15 +32,13 @@ from triton_repo.record import RECORD_FILENAME
 from triton_repo.store import LocalStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Iterable
 
     from mlflow_triton_plugin.fetch import RemoteArtifacts
-    from mlflow_triton_plugin.golden import GoldenExample
     from mlflow_triton_plugin.options import Options
     from mlflow_triton_plugin.planning import Planned
     from mlflow_triton_plugin.server import TritonServers
     from triton_repo.journal import Journal
-    from triton_repo.placement import StagedChange
     from triton_repo.store import Store
 
 __all__ = ["Deployer"]
@@ -81,6 +66,10 @@ class Deployer:
     def _planner(self) -> Planner:
         return Planner(self.servers, self.remote, native=self.native)
 
+    @property
+    def _changer(self) -> Changer:
+        return Changer(self.servers)
+
     # -- the three commands -------------------------------------------------------------------
 
     def create(
@@ -102,7 +91,8 @@ class Deployer:
         self._check(options)
         with place.lock(holder(), options.lock_timeout_s):
             wanted = ("create", model_uri)
-            interrupted, _ = self._recover(place, options.load_timeout_s, wanted)
+            refuse_member(place)
+            interrupted, _ = self._recover(place, options, wanted)
             again = _is(interrupted, wanted)
 
             def attempt(flavor: str | None) -> dict[str, Any]:
@@ -131,7 +121,8 @@ class Deployer:
         self._check(options)
         with place.lock(holder(), options.lock_timeout_s):
             wanted = ("update", model_uri) if model_uri is not None else None
-            self._recover(place, options.load_timeout_s, wanted)
+            refuse_member(place)
+            self._recover(place, options, wanted)
 
             def attempt(flavor: str | None) -> dict[str, Any]:
                 with self._planner.updating(place, model_uri, flavor, options) as planned:
@@ -152,20 +143,15 @@ class Deployer:
         place = ModelPlace(self.store, check_name(name))
         self._check(options)
         with place.lock(holder(), options.lock_timeout_s):
+            refuse_member(place)
             # what was interrupted may be the adoption of somebody else's directory
-            interrupted, _ = self._recover(place, options.load_timeout_s)
+            interrupted, _ = self._recover(place, options)
             state = place.state()
             if state is PlaceState.ABSENT:
                 return interrupted is not None
             if state is PlaceState.FOREIGN:
                 raise foreign(place, "remove its directory by hand if nobody needs it")
-            try:
-                place.begin_delete(holder())
-            except StoreUnavailableError as exc:  # a full disk: deleting is what makes room
-                _logger.warning("%s; deleting without a note of it", exc)
-            self.servers.settle(name, timeout_s=options.load_timeout_s)
-            self.servers.unload(name, timeout_s=options.load_timeout_s)
-            place.remove()
+            self._remove(place, needed_by(place), options)
             return True
 
     # -- the plan before the deed -------------------------------------------------------------
@@ -188,7 +174,8 @@ class Deployer:
         place = ModelPlace(self.store, check_name(name))
         self._check_servers(options)
         place.refuse_busy(options.lock_timeout_s)
-        _refuse_interrupted(place)
+        place.refuse_interrupted()
+        refuse_member(place)
         operation = self.next_operation(name)
         planner = replace(self._planner, packs=False)
         if operation == "update":
@@ -199,7 +186,9 @@ class Deployer:
             planning = planner.creating(place, model_uri, flavor, options, again=False)
         with planning as planned:
             place.refuse_damaged(planned.change)
-            plan = preview(place, planned.change, self.servers, options, operation)
+            for each in planned.members:
+                each.place.refuse_busy(options.lock_timeout_s)
+            plan = preview(place, planned, self.servers, options, operation)
             environment = planned.environment
             falls_back = flavor is None and plan["flavor"] in NATIVE_FLAVORS
             return plan | {
@@ -233,7 +222,7 @@ class Deployer:
         place = ModelPlace(self.store, check_name(name))
         self._check(options)
         with place.lock(holder(), options.lock_timeout_s):
-            return self._recover(place, options.load_timeout_s)[1]
+            return self._recover(place, options)[1]
 
     def sweep(self) -> None:
         """Remove what dead commands left at the repository's root, their locks."""
@@ -258,13 +247,13 @@ class Deployer:
             )
 
     def _recover(
-        self, place: ModelPlace, timeout_s: float, wanted: tuple[str, str] | None = None
+        self, place: ModelPlace, options: Options, wanted: tuple[str, str] | None = None
     ) -> tuple[Journal | None, str | None]:
         """Finish or undo what an interrupted command left, on disk and on the servers.
 
         Args:
             place: where.
-            timeout_s: for the servers.
+            options: of this command.
             wanted: operation and model URI of what is going to be done: if that was interrupted, it
                 need not send again what it had sent.
 
@@ -275,120 +264,80 @@ class Deployer:
             place.recover()  # temporary files of a command that came no further
             return None, None
         interrupted = place.journal()
-        _settle(self.servers, place, timeout_s)  # it may be at it still
+        names = interrupted.members if interrupted is not None else ()
+        members = Members(place, self._changer, options)
         if interrupted is not None and interrupted.operation == "delete":
-            self.servers.unload(place.name, timeout_s=timeout_s)
-        outcome = place.recover(keep_sent=_is(interrupted, wanted)) or "undone"
-        _logger.warning("an interrupted change of %s was %s", place.uri, outcome)
-        _agree(self.servers, place, timeout_s)
+            self._remove(place, names, options)
+            return interrupted, "finished"
+        outcome, keep_sent = "finished", _is(interrupted, wanted)
+        if interrupted is None or not interrupted.leaves_members:
+            outcome = self._changer.recover(place, options.load_timeout_s, keep_sent=keep_sent)
+        if names and keep_sent and place.store.resumes:
+            members.recover(names)
+        elif names:
+            members.keep_needed(names)
         return interrupted, outcome
 
     def _apply(
         self, place: ModelPlace, planned: Planned, options: Options, *, operation: str
     ) -> dict[str, Any]:
-        """Stage, validate, commit; or put everything back."""
-        change = planned.change
-        staged, states = None, []
+        """Bring what the model needs, stage, validate, commit; or put everything back."""
+        members = Members(place, self._changer, options)
+        names = planned.change.members
         try:
-            size_bytes = change.size_bytes(apart=options.tries_apart)
-            with copying(place.name, size_bytes) as on_copied:
-                staged = place.stage(
-                    change,
-                    operation=operation,
-                    holder=holder(),
-                    apart=options.tries_apart,
-                    on_copied=on_copied,
-                )
-            if staged.apart and self.servers.load_paths:
-                self._try_apart(place, staged, options, planned.example)
-            place.install(staged)
-            states = self.servers.load(
-                place.name,
-                config=change.load_config.to_json() if change.load_config else None,
-                versions=change.serving,
-                timeout_s=options.load_timeout_s,
+            states = self._changer.apply(
+                place,
+                planned.change,
+                options,
+                operation=operation,
+                example=planned.example,
+                bring=partial(members.bring, planned.members),
             )
-            # where the model's own policy decides, the server has just said what it serves
-            place.commit(staged, serving=change.serving or ready_versions(states))
-        except BaseException as exc:  # Ctrl-C too: what was begun is put back before it goes on
-            if staged is not None:
-                staged.abandon()
-            if isinstance(exc, LockedError):  # taken over: it is for others to put it right
-                raise
-            finished = self._put_back(place)
-            if not (finished and isinstance(exc, StoreError)):
-                raise
-            _logger.warning("%s; it was committed, and is finished now", exc)
-        return describe(place, states, len(self.servers))
+        except BaseException as exc:
+            if names and type(exc) is not LockedError:  # taken over: it is for others
+                self._put_members_back(place, names, options)
+            raise
+        if names:
+            self._keep_needed(members, names)
+        known = self.servers.states() if names else {str(place.name): states}
+        return describe(place, known, len(self.servers))
 
-    def _try_apart(
-        self,
-        place: ModelPlace,
-        staged: StagedChange,
-        options: Options,
-        example: GoldenExample | None,
-    ) -> None:
-        config = staged.change.config_apart(staged.apart)
-        self.servers.try_apart(
-            place.name,
-            staged.apart,
-            config=config.to_json() if config else None,
-            timeout_s=options.load_timeout_s,
-            check=partial(example.check, versions=config.pinned_versions if config else ())
-            if example
-            else lambda *_: None,
-        )
-
-    def _put_back(self, place: ModelPlace) -> bool:
-        """Undo a change that failed, as far as that can be done now.
-
-        What remains is named in a warning, and the next command goes on with it.
-
-        Returns:
-            Whether it was committed already, and has been finished instead.
-        """
-        finished = False
+    def _keep_needed(self, members: Members, names: Collection[str]) -> None:
+        """Remove what nobody needs any more; the command itself has succeeded."""
         try:
-            self._with_those_there(lambda servers: _settle_aloud(servers, place))
-            finished = place.recover() == "finished"
-            if not finished:
-                self._with_those_there(lambda servers: _agree(servers, place, _PUT_BACK_TIMEOUT_S))
+            members.keep_needed(names)
         except (TritonRepoError, TritonServerError) as exc:
             _logger.warning(
-                "%s could not be put back wholly: %s; run the command again", place.uri, exc
+                "%s serves, and what it no longer needs could not be removed: %s; mlflow-triton "
+                "repair %s goes on with it",
+                members.owner.name,
+                exc,
+                members.owner.name,
             )
-        return finished
 
-    def _with_those_there(self, act: Callable[[TritonServers], None]) -> None:
-        """Do something with the servers that are there; one that is down starts from the disk.
+    def _put_members_back(
+        self, place: ModelPlace, names: Collection[str], options: Options
+    ) -> None:
+        """Remove what was brought for a change that failed, as far as that can be done now."""
+        try:
+            self._changer.with_those_there(
+                lambda servers: Members(place, Changer(servers), options).keep_needed(names)
+            )
+        except (TritonRepoError, TritonServerError) as exc:
+            _logger.warning(
+                "what was brought for %s could not be removed: %s; run the command again",
+                place.uri,
+                exc,
+            )
 
-        Raises:
-            TritonServerError: one is there, and it failed.
-        """
-        for tries_left in range(len(self.servers), -1, -1):
-            try:
-                act(self.servers.reachable())
-            except ServerUnavailableError:  # it went away just now
-                if not tries_left:
-                    raise
-            else:
-                return
-
-
-#: Putting back is worth waiting for, but not as long as the load that failed.
-_PUT_BACK_TIMEOUT_S = 60.0
-
-
-def _refuse_interrupted(place: ModelPlace) -> None:
-    if place.state() is not PlaceState.INTERRUPTED:
-        return
-    journal = place.journal()
-    raise LockedError(
-        f"a change of {place.uri} is under way or was interrupted; when no command is at it, "
-        f"mlflow-triton repair {place.name} puts it right",
-        holder=journal.holder if journal else "",
-        since=journal.since if journal else "",
-    )
+    def _remove(self, place: ModelPlace, names: Iterable[str], options: Options) -> None:
+        members = Members(place, self._changer, options)
+        self._changer.remove(
+            place,
+            options.load_timeout_s,
+            members=names,
+            remove_members=partial(members.remove, names),
+        )
 
 
 def _falling_back(
@@ -416,39 +365,3 @@ def _falling_back(
 def _is(journal: Journal | None, wanted: tuple[str, str] | None) -> bool:
     """Whether a journal is that of this operation and model URI."""
     return journal is not None and (journal.operation, journal.model_uri) == wanted
-
-
-def _settle(servers: TritonServers, place: ModelPlace, timeout_s: float) -> None:
-    """Wait until no server is loading from what is going to be removed or moved."""
-    servers.settle(place.name, timeout_s=timeout_s)
-    if servers.load_paths and place.store.exists(place.apart):
-        servers.leave(place.apart, timeout_s=timeout_s)
-
-
-def _settle_aloud(servers: TritonServers, place: ModelPlace) -> None:
-    states = servers.states(place.name).get(place.name, [])
-    if any(state.state == "LOADING" for state in states):
-        _logger.warning(
-            "putting %s back as it was, as soon as Triton ends the load it began", place.uri
-        )
-    _settle(servers, place, _PUT_BACK_TIMEOUT_S)
-
-
-def _agree(servers: TritonServers, place: ModelPlace, timeout_s: float) -> None:
-    """Make the servers serve what is on disk, after a change was undone there."""
-    if place.state_to_change() is PlaceState.ABSENT:
-        servers.unload(place.name, timeout_s=timeout_s)
-    elif serves(servers, place):
-        try:
-            servers.load(place.name, config=None, versions=(), timeout_s=timeout_s)
-        except ModelLoadError as exc:  # what serves goes on; the command itself may mend it
-            _logger.warning("%s", exc)
-
-
-def holder() -> str:
-    """Who this is, for the people whom a lock keeps out."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container without a passwd entry
-        user = f"uid {os.getuid()}"
-    return f"{user}@{socket.gethostname()} (process {os.getpid()})"

@@ -48,12 +48,14 @@ __all__ = [
     "OPTIONS",
     "OVERRIDES",
     "OVERRIDE_PREFIXES",
+    "MemberNames",
     "OnConflict",
     "Options",
     "Validate",
     "parse_options",
 ]
 
+MemberNames = Literal["own", "prefixed"]
 OnConflict = Literal["fail", "adopt", "replace"]
 Validate = Literal["false", "load", "true"]
 
@@ -71,6 +73,7 @@ class Options:
     keep_versions: int | None = None
     serve_versions: Together | None = None
     version: int | None = None
+    member_names: MemberNames | None = None
     validate: Validate = "false"
     validate_tolerance: float = 1e-3
     max_files: int = Limits.files
@@ -91,7 +94,12 @@ class Options:
     @property
     def sets_anew(self) -> bool:
         """Whether config.pbtxt is to be another one, though the model may be the same."""
-        return bool(self.overrides) or self.env is not None or bool(self.env_python)
+        return (
+            bool(self.overrides)
+            or self.env is not None
+            or bool(self.env_python)
+            or self.member_names is not None
+        )
 
     @property
     def tries_apart(self) -> bool:
@@ -226,6 +234,14 @@ OPTIONS: dict[str, _Option] = {
         ("create", "update"),
         "the number of the model's version directory; default the registry's version, or the next "
         "free one. update without a model URI serves this version again, from what is on disk",
+    ),
+    "member_names": _Option(
+        "member_names",
+        choice(MemberNames),
+        ("create", "update", "run-local"),
+        "of several models that are deployed as one (an ensemble and its members): own, the "
+        "members keep their names, which nobody else may have; or prefixed, they are called "
+        "NAME.member, and can change in any way at an update. An update keeps it; default own",
     ),
     "validate": _Option(
         "validate",

@@ -14,10 +14,12 @@ from mlflow_triton_plugin.choice import (
     is_ours,
     kept_version,
     main_of,
+    member_names,
     not_deployed,
     refuse_another_model,
     served_together,
     uri_of,
+    warn_of_own_names,
 )
 from mlflow_triton_plugin.environments import environment_for
 from mlflow_triton_plugin.fetch import fetched, resolve
@@ -27,16 +29,19 @@ from mlflow_triton_plugin.warming import effective_overrides, warmed
 from triton_repo.change import Change, Together, plan_change, plan_return
 from triton_repo.errors import ArtifactError, ConfigError, DeploymentExistsError
 from triton_repo.flavors import choose_flavor, convert
+from triton_repo.group_change import plan_members, plan_return_of_members
 from triton_repo.placement import PlaceState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from mlflow_triton_plugin.environments import Environment
     from mlflow_triton_plugin.fetch import RemoteArtifacts, ResolvedModel
     from mlflow_triton_plugin.golden import GoldenExample
     from mlflow_triton_plugin.options import Options
     from mlflow_triton_plugin.server import TritonServers
+    from triton_repo.entry import RepositoryEntry
+    from triton_repo.group_change import MemberChange
     from triton_repo.placement import ModelPlace
     from triton_repo.record import Source
     from triton_repo.stock import Stock
@@ -46,9 +51,17 @@ __all__ = ["Planned", "Planner", "serves"]
 
 @dataclass(frozen=True)
 class Planned:
-    """What is to be done, and what the model is to be asked before anybody else does."""
+    """What is to be done, and what the model is to be asked before anybody else does.
+
+    Attributes:
+        change: of the model itself.
+        members: what is to be done before it is loaded, in this order.
+        example: what it is asked.
+        environment: what it runs in, where that is its own.
+    """
 
     change: Change
+    members: tuple[MemberChange, ...] = ()
     example: GoldenExample | None = None
     environment: Environment | None = None
 
@@ -109,7 +122,7 @@ class Planner:
             together = _version_there(place, base, options) or served_together(base)
         set_anew = options.tries_apart or options.sets_anew
         if model_uri is None and together is not None and not set_anew:
-            yield _planned(place, _chosen(place, base, together, options))
+            yield _chosen(place, base, together, options)
             return
         model = resolve(model_uri or uri_of(place, base))
         kept = None if set_anew else kept_version(base, model)
@@ -119,8 +132,11 @@ class Planner:
             and flavor in (None, base.versions[kept].flavor)
             and is_intact(place, base, kept)
         ):
-            yield _planned(place, _returned(base, kept, model.source, options))
-            return
+            change = _returned(base, kept, model.source, options)
+            members = plan_return_of_members(place, base, change.serving)
+            if members is not None:
+                yield _planned(place, change, members)
+                return
         with self._fetching(place, base, model, flavor, options) as planned:
             yield planned
 
@@ -198,6 +214,8 @@ class Planner:
             )
             if environment is not None:
                 converted = environment.beside(converted)
+            members = self._members(place, converted, kept, model.source, options)
+            converted = converted.with_models({each.member: each.versions for each in members})
             with warmed(converted, artifact, overrides) as (entry, set_now):
                 plan = partial(
                     plan_change,
@@ -221,17 +239,51 @@ class Planner:
                     if options.validate == "true"
                     else None
                 )
-                yield replace(_planned(place, change, example), environment=environment)
+                yield replace(
+                    _planned(place, change, members), example=example, environment=environment
+                )
+
+    def _members(
+        self,
+        place: ModelPlace,
+        entry: RepositoryEntry,
+        base: Stock | None,
+        source: Source,
+        options: Options,
+    ) -> list[MemberChange]:
+        """Plan what the model needs beside it; see `plan_members`.
+
+        Raises:
+            DeploymentExistsError: a member's name is taken, here or on a server.
+        """
+        prefixed = options.member_names or member_names(base)
+        if prefixed == "prefixed":
+            warn_of_own_names(entry)
+        members = plan_members(
+            entry,
+            place,
+            base,
+            source,
+            wanted_version=options.version or source.registered_version,
+            prefixed=prefixed == "prefixed",
+        )
+        for each in members:
+            if each.place.state_to_change() is PlaceState.ABSENT:
+                self._refuse_another_repository(each.place)
+        return members
 
 
-def _planned(place: ModelPlace, change: Change, example: GoldenExample | None = None) -> Planned:
+def _planned(place: ModelPlace, change: Change, members: Iterable[MemberChange] = ()) -> Planned:
     """What is to be done, where it can be.
 
     Raises:
         StoreError: something of somebody's own is in its way.
     """
     place.refuse_collisions(change)
-    return Planned(change, example)
+    for each in members:
+        if each.change is not None:
+            each.place.refuse_collisions(each.change)
+    return Planned(change, tuple(members))
 
 
 def _flavor_of(base: Stock | None) -> str:
@@ -283,7 +335,7 @@ def _refuse_another_version(place: ModelPlace, change: Change, options: Options)
     raise ConfigError(f"version={version}: {why}", field="version")
 
 
-def _chosen(place: ModelPlace, base: Stock, together: Together, options: Options) -> Change:
+def _chosen(place: ModelPlace, base: Stock, together: Together, options: Options) -> Planned:
     """Plan to serve these versions, from what is on disk; nothing else changes unasked.
 
     Raises:
@@ -293,14 +345,16 @@ def _chosen(place: ModelPlace, base: Stock, together: Together, options: Options
     version = main_of(base, together)
     serving = together.chosen(version, base.versions)
     for each in serving:
-        if not (base.can_return(each) and is_intact(place, base, each)):
+        is_whole = base.can_return(each) and is_intact(place, base, each)
+        if not is_whole or plan_return_of_members(place, base, (each,)) is None:
             raise ArtifactError(
                 f"version {each} of {place.uri} is not what was placed; `mlflow-triton verify "
                 f"{place.name}` names what differs, update -m with its model places it again"
             )
     keep_all = options.keep_versions or len(base.versions)
     options = replace(options, serve_versions=together, keep_versions=keep_all)
-    return _returned(base, version, base.versions[version].source, options)
+    change = _returned(base, version, base.versions[version].source, options)
+    return _planned(place, change, plan_return_of_members(place, base, serving) or ())
 
 
 def _returned(base: Stock, version: int, source: Source, options: Options) -> Change:

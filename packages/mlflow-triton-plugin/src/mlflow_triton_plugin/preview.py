@@ -12,21 +12,23 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mlflow_triton_plugin.options import Options
+    from mlflow_triton_plugin.planning import Planned
     from mlflow_triton_plugin.server import TritonServers
     from triton_repo.change import Change
+    from triton_repo.group_change import MemberChange
     from triton_repo.model_view import ModelView
 
 __all__ = ["as_lines", "preview"]
 
 
 def preview(
-    place: ModelView, change: Change, servers: TritonServers, options: Options, operation: str
+    place: ModelView, planned: Planned, servers: TritonServers, options: Options, operation: str
 ) -> dict[str, Any]:
     """A planned change.
 
     Args:
         place: the deployment's directory.
-        change: what is planned.
+        planned: what is to be done.
         servers: who will load it.
         options: of the command.
         operation: `create` or `update`.
@@ -40,15 +42,16 @@ def preview(
         (files beside config.pbtxt, from what was set aside), `replaces` and `removes` (version
         directories), `removes_files` (beside config.pbtxt), `config` (config.pbtxt afterwards),
         `config_diff` (from what is there now, unified; empty where nothing changes), `servers`
-        (who load it), `tried_apart` (whether it is loaded under another name first). `Deployer`
-        adds `environment`: the archive that the model runs with, its `file`, `state`, `python` and
-        `packages`, or None; and `falls_back`: the flavor that is deployed instead where a server
-        lacks the backend of this one, or None.
+        (who load it), `tried_apart` (whether it is loaded under another name first), `members`
+        (what is done before it is loaded: for each model that it needs `name`, `member`, `versions`
+        (those needed), `operation` (also `keep`), and as above `files`, `size_bytes`, `config` and
+        `config_diff`), `removes_members` (directories of models, or versions in them, that nobody
+        needs afterwards). `Deployer` adds `environment`: the archive that the model runs with, its
+        `file`, `state`, `python` and `packages`, or None; and `falls_back`: the flavor that is
+        deployed instead where a server lacks the backend of this one, or None.
     """
     apart = options.tries_apart
-    before = place.read(CONFIG_FILENAME) or b""
-    after = change.config.data if change.config is not None else b""
-    files = {f"{path}": file.size_bytes for path, file in _copied(change)}
+    change = planned.change
     return {
         "name": str(place.name),
         "operation": operation,
@@ -56,7 +59,7 @@ def preview(
         "model": change.source.concrete_uri or change.source.uri,
         "version": change.serving[0] if change.serving else 0,
         "serves": list(change.serving),
-        "files": files,
+        "files": _files(change),
         "files_apart": change.copied_apart(apart=apart),
         "size_bytes": change.size_bytes(apart=apart),
         "reuses": change.reuse,
@@ -64,11 +67,61 @@ def preview(
         "replaces": sorted(change.replaced),
         "removes": sorted(change.doomed),
         "removes_files": sorted(change.shared_gone),
-        "config": _text(after),
-        "config_diff": _diff(_text(before), _text(after)),
+        **_config(place, change),
         "servers": [server.endpoint for server in servers],
         "tried_apart": (apart or change.in_place) and servers.load_paths,
+        "members": [_member(each) for each in planned.members],
+        "removes_members": _no_longer_needed(change),
     }
+
+
+def _member(planned: MemberChange) -> dict[str, Any]:
+    change = planned.change
+    operation = "keep"
+    if change is not None:
+        operation = "create" if change.base is None else "update"
+    config = (planned.place.read(CONFIG_FILENAME) or b"").decode("utf-8", "replace")
+    return {
+        "name": str(planned.place.name),
+        "member": planned.member,
+        "versions": list(planned.versions.versions),
+        "operation": operation,
+        "files": _files(change) if change is not None else {},
+        "size_bytes": change.size_bytes() if change is not None else 0,
+        **(
+            _config(planned.place, change)
+            if change is not None
+            else {"config": config, "config_diff": ""}
+        ),
+    }
+
+
+def _no_longer_needed(change: Change) -> list[str]:
+    """What of other models was needed, and will not be once the change is done."""
+    base = change.base
+    if base is None:
+        return []
+    gone = change.doomed | change.replaced | ({change.reuse} if change.reuse is not None else set())
+    after = base.now.needs(base.versions.keys() - gone)
+    for each in change.entry.models.values():
+        after[each.name] = after.get(each.name, frozenset()).union(each.versions)
+    found = []
+    for name, versions in sorted(base.now.needs().items()):
+        if name not in after:
+            found.append(f"{name}/")
+        else:
+            found += [f"{name}/{version}/" for version in sorted(versions - after[name])]
+    return found
+
+
+def _files(change: Change) -> dict[str, int]:
+    return {path: file.size_bytes for path, file in _copied(change)}
+
+
+def _config(place: ModelView, change: Change) -> dict[str, str]:
+    before = _text(place.read(CONFIG_FILENAME) or b"")
+    after = _text(change.config.data if change.config is not None else b"")
+    return {"config": after, "config_diff": _diff(before, after)}
 
 
 def as_lines(plan: dict[str, Any]) -> Iterator[str]:
@@ -78,21 +131,42 @@ def as_lines(plan: dict[str, Any]) -> Iterator[str]:
     yield f"{plan['operation']} {name}: {plan['model']}{version}, flavor {plan['flavor']}"
     if plan["falls_back"] is not None:
         yield f"= {plan['falls_back']} instead, where a server has no backend for {plan['flavor']}"
+    for member in plan["members"]:
+        yield from _member_lines(member)
     yield from _copies(plan)
     for path in plan["restores"]:
         yield f"~ {name}/{path} is again what it was with that version"
     for number in plan["replaces"]:
         yield f"~ {name}/{number}/ makes room for the one above"
-    if plan["config_diff"]:
-        yield f"~ {name}/{CONFIG_FILENAME}"
-        yield from (f"    {line}" for line in plan["config_diff"].splitlines())
+    yield from _diff_lines(plan)
     for path in plan["removes_files"]:
         yield f"- {name}/{path}"
     for number in plan["removes"]:
         yield f"- {name}/{number}/ is one more than keep_versions keeps"
+    for path in plan["removes_members"]:
+        yield f"- {path} is needed by no version of {name} any more"
     apart = ", after it was loaded apart" if plan["tried_apart"] else ""
     serves = ", ".join(map(str, plan["serves"])) or "what the model's own policy says"
-    yield f"load on {', '.join(plan['servers'])}{apart}; serve {serves}"
+    names = [*(member["name"] for member in plan["members"]), name] if plan["members"] else []
+    order = f", in this order: {', '.join(names)}" if names else ""
+    yield f"load on {', '.join(plan['servers'])}{order}{apart}; serve {serves}"
+
+
+def _member_lines(member: dict[str, Any]) -> Iterator[str]:
+    name, versions = member["name"], ", ".join(map(str, member["versions"]))
+    called = "" if member["member"] == name else f" ({member['member']})"
+    sign = "=" if member["operation"] == "keep" else "+" if member["files"] else "~"
+    told = "is there already" if not member["files"] else "comes beside what serves"
+    yield f"{sign} {name}{called}, version {versions}, {told}"
+    for path, size_bytes in member["files"].items():
+        yield f"+ {name}/{path} ({human_size(size_bytes)})"
+    yield from _diff_lines(member)
+
+
+def _diff_lines(plan: dict[str, Any]) -> Iterator[str]:
+    if plan["config_diff"]:
+        yield f"~ {plan['name']}/{CONFIG_FILENAME}"
+        yield from (f"    {line}" for line in plan["config_diff"].splitlines())
 
 
 def _copies(plan: dict[str, Any]) -> Iterator[str]:

@@ -31,6 +31,7 @@ ERROR_CODES: tuple[tuple[type[Exception], int], ...] = (
     (repo.DeploymentExistsError, codes.RESOURCE_ALREADY_EXISTS),
     (repo.DeploymentNotFoundError, codes.RESOURCE_DOES_NOT_EXIST),
     (repo.LockedError, codes.RESOURCE_CONFLICT),
+    (repo.MemberError, codes.RESOURCE_CONFLICT),
     (RecordError, codes.INVALID_STATE),
     (repo.ObjectNotFoundError, codes.RESOURCE_DOES_NOT_EXIST),
     (repo.StoreAccessError, codes.PERMISSION_DENIED),

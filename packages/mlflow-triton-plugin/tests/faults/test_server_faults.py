@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from mlflow.exceptions import MlflowException
 
-from mlflow_triton_plugin import deploy
+from mlflow_triton_plugin import changing
 
 from .hammer_models import CONFIG, register_directory, register_stamp, write_artifact
 from .server_faults import (
@@ -253,7 +253,7 @@ def test_a_server_stopped_during_the_load_does_not_hold_the_command_up(
         return refused(
             lambda: scenario.run(client, rig.stamp, load_timeout=str(LOAD_TIMEOUT_S)),
             "DEADLINE_EXCEEDED",
-            within_s=LOAD_TIMEOUT_S + deploy._PUT_BACK_TIMEOUT_S + OWN_WORK_S,
+            within_s=LOAD_TIMEOUT_S + changing.PUT_BACK_TIMEOUT_S + OWN_WORK_S,
         )
 
     try:
@@ -410,7 +410,7 @@ def test_a_load_that_outlasts_the_putting_back_is_left_interrupted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Its files stay, for Triton is at them; a warning says what to do, and that succeeds."""
-    monkeypatch.setattr(deploy, "_PUT_BACK_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(changing, "PUT_BACK_TIMEOUT_S", 1.0)
     scenario = LOADING[label]
     before = rig.prepare(scenario)
     assert scenario.version is not None
@@ -419,7 +419,7 @@ def test_a_load_that_outlasts_the_putting_back_is_left_interrupted(
     refused(
         lambda: scenario.run(client, rig.stamp, load_timeout=str(LOAD_TIMEOUT_S)),
         "DEADLINE_EXCEEDED",
-        within_s=LOAD_TIMEOUT_S + deploy._PUT_BACK_TIMEOUT_S + OWN_WORK_S,
+        within_s=LOAD_TIMEOUT_S + changing.PUT_BACK_TIMEOUT_S + OWN_WORK_S,
     )
     assert "run the command again" in caplog.text
     (listed,) = client.list_deployments()

@@ -10,6 +10,7 @@ TritonRepoError
 ├ DeploymentExistsError          .name
 ├ DeploymentNotFoundError        .name
 ├ LockedError                    .holder .since
+├ MemberError                    .name .owner
 └ StoreError                     .uri .key
   ├ ObjectNotFoundError
   ├ StoreAccessError
@@ -31,6 +32,7 @@ __all__ = [
     "DeploymentNotFoundError",
     "InvalidNameError",
     "LockedError",
+    "MemberError",
     "MissingModelFileError",
     "ObjectNotFoundError",
     "StoreAccessError",
@@ -105,6 +107,15 @@ class LockedError(TritonRepoError):
         super().__init__(message)
         self.holder = holder
         self.since = since
+
+
+class MemberError(TritonRepoError):
+    """A model belongs to another deployment, and cannot be changed by itself."""
+
+    def __init__(self, message: str, *, name: str, owner: str) -> None:
+        super().__init__(message)
+        self.name = name
+        self.owner = owner
 
 
 class StoreError(TritonRepoError):

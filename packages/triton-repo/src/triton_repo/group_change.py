@@ -90,9 +90,9 @@ def plan_members(
     planned: dict[str, MemberChange] = {}
     for member, each in entry.members.items():
         models = {name: before.versions for name, before in planned.items()}
-        placing = _Placing(
-            replace(each.with_models(models), part_of=owner.name), source, wanted_version, needed
-        )
+        # all of them are needed by the model that is deployed: a member's record names none
+        placed = replace(each.with_models(models), models={}, part_of=owner.name)
+        placing = _Placing(placed, source, wanted_version, needed)
         taken = {owner.name, *(models[name].name for name in models)}
         names = _prefixed(owner.name, member) if prefixed else iter([member])
         planned[member] = _first_fit(placing, owner, member, names, taken)

@@ -359,6 +359,14 @@ class TritonServers:
         """
         self._each(lambda server: _wait_while(server, model, ("LOADING",), timeout_s))
 
+    def drain(self, model: str, *, timeout_s: float) -> None:
+        """Wait until no version that was taken out of service has requests left.
+
+        Raises:
+            ModelNotReadyError: one server has not finished by the deadline.
+        """
+        self._each(lambda server: _wait_while(server, model, ("UNLOADING",), timeout_s))
+
     def states(self, model: str | None = None) -> dict[str, list[ModelState]]:
         """Every loaded or once loaded version, by model; the states of all servers together."""
         found: dict[str, list[ModelState]] = {}

@@ -1,0 +1,103 @@
+"""Directories of several models, logged as one: an ensemble, or a Python model that asks others."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import mlflow
+
+from .models import ONE_INSTANCE, PYTHON_CONFIG, python_directory, python_source
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["add_asking", "add_ensemble", "add_scale", "log_group", "register_group"]
+
+#: The way from x to y: the tensors between the steps are called after their order.
+_STEP = """\
+    {{
+      model_name: "{model}"
+      model_version: -1
+      input_map {{ key: "x" value: "{given}" }}
+      output_map {{ key: "y" value: "{made}" }}
+    }}
+"""
+
+_ASKING = """
+import json
+
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def initialize(self, args):
+        parameters = json.loads(args["model_config"])["parameters"]
+        said = parameters.get("{parameter}", {{}}).get("string_value", "{{}}")
+        self.members = json.loads(said)
+
+    def execute(self, requests):
+        responses = []
+        for request in requests:
+            x = pb_utils.get_input_tensor_by_name(request, "x")
+            for member in {members}:
+                place = self.members.get(member, {{"name": member, "version": -1}})
+                asked = pb_utils.InferenceRequest(
+                    model_name=place["name"],
+                    model_version=place["version"],
+                    requested_output_names=["y"],
+                    inputs=[pb_utils.Tensor("x", x.as_numpy())],
+                )
+                answer = asked.exec()
+                if answer.has_error():
+                    raise pb_utils.TritonModelException(answer.error().message())
+                x = pb_utils.get_output_tensor_by_name(answer, "y")
+            y = pb_utils.Tensor("y", x.as_numpy())
+            responses.append(pb_utils.InferenceResponse([y]))
+        return responses
+"""
+
+
+def add_scale(root: Path, name: str, factor: float, *, config: str = "") -> None:
+    """A model that answers `y = x * factor`."""
+    config = PYTHON_CONFIG + ONE_INSTANCE + config
+    python_directory(root / name, python_source(f"x * {factor}"), config=config)
+
+
+def add_ensemble(root: Path, name: str, *steps: str) -> None:
+    """An ensemble that sends x through these models, one after another."""
+    tensors = ["x", *(f"between_{place}" for place in range(1, len(steps))), "y"]
+    text = "".join(
+        _STEP.format(model=model, given=given, made=made)
+        for model, given, made in zip(steps, tensors, tensors[1:], strict=False)
+    )
+    (root / name / "1").mkdir(parents=True)
+    (root / name / "config.pbtxt").write_text(
+        "# the way from x to y\n"
+        + PYTHON_CONFIG.replace('backend: "python"', 'platform: "ensemble"')
+        + f"ensemble_scheduling {{\n  step [\n{text.rstrip()}\n  ]\n}}\n".replace(
+            "}\n    {", "},\n    {"
+        )
+    )
+
+
+def add_asking(root: Path, name: str, *members: str, told: bool = False) -> None:
+    """A Python model that asks these models, one after another."""
+    parameter = "mlflow_members" if told else "nothing"
+    source = _ASKING.format(members=repr(members), parameter=parameter)
+    python_directory(root / name, source, config=PYTHON_CONFIG + ONE_INSTANCE)
+
+
+def log_group(folder: Path, main: str = "") -> str:
+    """Make a logged model of the directory `models` in a folder."""
+    flavor = {"data": "models", **({"main_model": main} if main else {})}
+    (folder / "MLmodel").write_text(json.dumps({"flavors": {"triton": flavor}}))
+    return str(folder)
+
+
+def register_group(name: str, folder: Path, main: str = "") -> str:
+    """Register what `log_group` makes; the URI of its version."""
+    client = mlflow.MlflowClient()
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+    version = client.create_model_version(name, log_group(folder, main)).version
+    return f"models:/{name}/{version}"
