@@ -72,6 +72,7 @@ class _Request:
     name: str
     source: Path
     flavor: str | None
+    main_model: str
     input_example: Path | None
     output_example: Path | None
     labels: Labels
@@ -103,8 +104,20 @@ def _parser() -> argparse.ArgumentParser:
 def _add_source(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what to publish")
     _flag(group, "model_name", "registered model; default: the name of the directory", "NAME")
-    _flag(group, "model_directory", "directory in Triton's layout, or an .onnx file", "PATH")
-    _flag(group, "model_repository", "publish every model of a model repository", "DIR")
+    _flag(
+        group,
+        "model_directory",
+        "directory in Triton's layout, or of several models that are deployed as one (an ensemble "
+        "and its members), or an .onnx file",
+        "PATH",
+    )
+    _flag(
+        group,
+        "main_model",
+        "of several models the one that clients ask; default: the one that no other needs",
+        "NAME",
+    )
+    _flag(group, "model_repository", "publish every model of a model repository by itself", "DIR")
     _flag(group, "input_example", "JSON to ask the model, as predict takes it", "FILE")
     _flag(group, "output_example", "what it answers to that, as predict writes it", "FILE")
     _flag(group, "republish", "with --model_repository: unchanged models, too", switch=True)
@@ -164,6 +177,8 @@ def _request(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
             parser.error("--model_repository publishes triton models under their own names")
         if arguments.input_example or arguments.output_example:
             parser.error("--input_example and --output_example go with --model_directory")
+        if arguments.main_model:
+            parser.error("--main_model goes with --model_directory")
         source, name = Path(arguments.model_repository), ""
     else:
         if arguments.model_name == "":  # an unset variable of the shell's
@@ -178,6 +193,7 @@ def _request(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
         name=name,
         source=source,
         flavor=arguments.flavor,
+        main_model=arguments.main_model,
         input_example=Path(arguments.input_example) if arguments.input_example else None,
         output_example=Path(arguments.output_example) if arguments.output_example else None,
         labels=Labels(tuple(arguments.alias), dict(arguments.tag), arguments.description),
@@ -196,6 +212,7 @@ def _look(request: _Request) -> None:
         plan_model(
             request.source,
             request.flavor,
+            main_model=request.main_model,
             input_example=request.input_example,
             output_example=request.output_example,
         )
@@ -234,6 +251,7 @@ def _publish(request: _Request) -> Iterator[_Result]:
         flavor=request.flavor,
         labels=request.labels,
         destination=request.destination,
+        main_model=request.main_model,
         input_example=request.input_example,
         output_example=request.output_example,
         dry_run=request.dry_run,
@@ -288,7 +306,7 @@ def _warn(result: _Result) -> None:
 def _warnings(result: PublishedModel) -> list[str]:
     warnings = [f"{result.name}: {note}" for note in result.plan.tensors.notes]
     config = result.plan.config
-    if config is not None and config.name not in ("", result.name):
+    if config is not None and config.name not in ("", result.name) and not result.plan.models:
         warnings.append(
             f"config.pbtxt says name: {config.name!r}, and the model is published as "
             f"{result.name!r}; the deployment's name will replace it"
@@ -308,11 +326,12 @@ def _description(plan: ModelPlan) -> str:
     count = len(plan.files)
     parts = [
         plan.flavor,
+        f"models {' '.join(plan.models)}" if plan.models else "",
         f"version{_s(len(plan.versions))} {' '.join(map(str, plan.versions))}",
         f"{count} file{_s(count)}",
         human_size(plan.size_bytes),
     ]
-    return ", ".join(part for part in parts if part != "versions ")
+    return ", ".join(part for part in parts if part not in ("", "versions "))
 
 
 def _s(count: int) -> str:
@@ -361,6 +380,7 @@ def _result_document(result: _Result, labels: Labels) -> dict[str, Any]:
         "flavor": result.plan.flavor,
         "source": str(result.plan.source),
         "versions": list(result.plan.versions),
+        "models": list(result.plan.models),
         "size_bytes": result.plan.size_bytes,
         "files": result.plan.files,
         "inputs": [_tensor_document(spec) for spec in tensors.inputs],

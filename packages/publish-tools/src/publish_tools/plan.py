@@ -21,6 +21,7 @@ from triton_repo.errors import (
 )
 from triton_repo.flavors.onnx import generate_config
 from triton_repo.flavors.onnx_graph import read_graph
+from triton_repo.group import ModelGroup, is_group
 from triton_repo.layout import ModelDirectory
 from triton_repo.names import check_name
 from triton_repo.scan import check_member
@@ -74,7 +75,9 @@ class ModelPlan:
         settings: the keys that the flavor gets in MLmodel.
         tensors: inputs and outputs for the signature.
         config: the config.pbtxt that goes along, if there is one.
-        versions: version directories; empty for `onnx`.
+        versions: version directories; empty for `onnx`. Of several models, the main one's.
+        models: of a directory of several models their names, in the order of loading, the main one
+            last; else empty.
         examples: an input example, and the answer to it.
     """
 
@@ -85,6 +88,7 @@ class ModelPlan:
     tensors: Tensors
     config: ModelConfig | None = None
     versions: tuple[int, ...] = ()
+    models: tuple[str, ...] = ()
     examples: Examples = field(default_factory=Examples)
 
     @property
@@ -102,14 +106,18 @@ def plan_model(
     source: str | os.PathLike[str],
     flavor: str | None = None,
     *,
+    main_model: str = "",
     input_example: Example | None = None,
     output_example: Example | None = None,
 ) -> ModelPlan:
     """Find out and check what would be published.
 
     Args:
-        source: a model directory in Triton's layout, or an .onnx file or a directory with one.
+        source: a model directory in Triton's layout, a directory of several that are deployed as
+            one, or an .onnx file or a directory with one.
         flavor: when not given, `onnx` for a file that ends in .onnx, otherwise `triton`.
+        main_model: of several models the one that clients ask; the one that no other needs when
+            not given.
         input_example: `{name: nested lists or arrays}`, `{"inputs": {…}}`, or a JSON file of it.
         output_example: what the model answers to it, in the same forms with `"outputs"`.
 
@@ -118,7 +126,7 @@ def plan_model(
             `UnsupportedFlavorError` for a flavor that cannot be published.
         ConfigError: config.pbtxt does not parse.
     """
-    plan = _plan_flavor(Path(source), flavor)
+    plan = _plan_flavor(Path(source), flavor, main_model)
     known = config_tensors(plan.config) if plan.config is not None else Tensors()
     examples = read_examples(
         input_example,
@@ -129,10 +137,14 @@ def plan_model(
     return replace(plan, examples=examples)
 
 
-def _plan_flavor(path: Path, flavor: str | None) -> ModelPlan:
+def _plan_flavor(path: Path, flavor: str | None, main_model: str) -> ModelPlan:
     flavor = flavor or ("onnx" if path.suffix == ".onnx" and path.is_file() else "triton")
+    if main_model and not (flavor == "triton" and is_group(path)):
+        raise ArtifactError(
+            f"{path} is one model; main_model chooses among several that are deployed as one"
+        )
     if flavor == "triton":
-        return plan_triton(path)
+        return plan_triton(path, main_model)
     if flavor == "onnx":
         return plan_onnx(path)
     raise UnsupportedFlavorError(
@@ -163,11 +175,13 @@ def plan_repository(repository: str | os.PathLike[str]) -> list[Path]:
 # -- the triton flavor ------------------------------------------------------------------------
 
 
-def plan_triton(source: str | os.PathLike[str]) -> ModelPlan:
-    """Plan a directory in Triton's layout; see `plan_model`."""
+def plan_triton(source: str | os.PathLike[str], main_model: str = "") -> ModelPlan:
+    """Plan a directory in Triton's layout, or of several models; see `plan_model`."""
     root = Path(source)
-    directory = ModelDirectory.read(root)
     data = _data_name(root)
+    if is_group(root):
+        return _plan_group(root, data, main_model)
+    directory = ModelDirectory.read(root)
     versions = sorted(directory.versions)
     return ModelPlan(
         flavor="triton",
@@ -177,6 +191,33 @@ def plan_triton(source: str | os.PathLike[str]) -> ModelPlan:
         tensors=_directory_tensors(directory),
         config=directory.config,
         versions=tuple(versions),
+    )
+
+
+def _plan_group(root: Path, data: str, main_model: str) -> ModelPlan:
+    """Plan several models that are deployed as one; clients see the main one's tensors."""
+    group = ModelGroup.read(root, main_model)
+    tensors = {name: _directory_tensors(model) for name, model in group.models.items()}
+    trees = [
+        _artifact_tree(PurePosixPath(data, name), model) for name, model in group.models.items()
+    ]
+    main = group.models[group.main]
+    return ModelPlan(
+        flavor="triton",
+        source=root,
+        tree=Tree(
+            tuple(file for tree in trees for file in tree.files),
+            tuple(path for tree in trees for path in tree.empty_directories),
+        ),
+        settings={
+            "data": data,
+            "main_model": group.main,
+            "versions": {name: sorted(model.versions) for name, model in group.models.items()},
+        },
+        tensors=tensors[group.main],
+        config=main.config,
+        versions=tuple(sorted(main.versions)),
+        models=tuple(group.models),
     )
 
 

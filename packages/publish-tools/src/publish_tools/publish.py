@@ -113,6 +113,7 @@ def publish_model(
     flavor: str | None = None,
     labels: Labels | None = None,
     destination: Destination | None = None,
+    main_model: str = "",
     input_example: Example | None = None,
     output_example: Example | None = None,
     only_if_changed: bool = False,
@@ -122,10 +123,12 @@ def publish_model(
 
     Args:
         name: the registered model; made if it does not exist.
-        source: a directory in Triton's layout, or an .onnx file or a directory with one.
+        source: a directory in Triton's layout, a directory of several models that are deployed as
+            one, or an .onnx file or a directory with one.
         flavor: `triton` or `onnx`; see `plan_model` for the default.
         labels: aliases, tags and description of the version.
         destination: experiment and run.
+        main_model: of several models the one that clients ask; see `plan_model`.
         input_example: `{name: nested lists or arrays}`, `{"inputs": {…}}`, or a JSON file of it;
             what `mlflow deployments update -C validate=true` asks the model.
         output_example: what the model answers to it, in the same forms with `"outputs"`.
@@ -143,7 +146,13 @@ def publish_model(
     """
     labels, destination = labels or Labels(), destination or Destination()
     check_request(name, labels)
-    plan = plan_model(source, flavor, input_example=input_example, output_example=output_example)
+    plan = plan_model(
+        source,
+        flavor,
+        main_model=main_model,
+        input_example=input_example,
+        output_example=output_example,
+    )
     if dry_run:
         return PublishedModel(name, None, "planned", plan)
     digest = content_digest(plan)
@@ -296,9 +305,15 @@ def _upload(plan: ModelPlan, name: str, destination: Destination) -> ModelInfo:
 def _log(plan: ModelPlan) -> ModelInfo:
     from publish_tools import onnx_file, triton  # noqa: PLC0415 - they import mlflow
 
-    log_model = triton.log_model if plan.flavor == "triton" else onnx_file.log_model
-    examples = plan.examples
-    return log_model(plan.source, input_example=examples.inputs, output_example=examples.outputs)
+    inputs, outputs = plan.examples.inputs, plan.examples.outputs
+    if plan.flavor == "onnx":
+        return onnx_file.log_model(plan.source, input_example=inputs, output_example=outputs)
+    return triton.log_model(
+        plan.source,
+        main_model=plan.settings.get("main_model", ""),
+        input_example=inputs,
+        output_example=outputs,
+    )
 
 
 @contextmanager

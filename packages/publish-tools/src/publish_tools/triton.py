@@ -1,8 +1,9 @@
-"""The MLflow flavor `triton`: a directory that already has Triton's layout.
+"""The MLflow flavor `triton`: a directory in Triton's layout, or of several that are deployed as one.
 
 The artifact holds `MLmodel` and the directory. MLmodel's flavor says `data`, the directory's name,
-and `versions`, its version directories: artifact stores lose those that are empty, which is what
-an ensemble's are. The flavor has no `python_function`: what it holds runs in Triton.
+and `versions`, its version directories (of several models, those of each by its name): artifact
+stores lose those that are empty, which is what an ensemble's are. Of several models, `main_model`
+is the one that clients ask. The flavor has no `python_function`: what it holds runs in Triton.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from publish_tools.plan import plan_model
 from triton_repo.artifact import ModelArtifact
 from triton_repo.flavors import choose_flavor
 from triton_repo.flavors.triton import open_directory
+from triton_repo.layout import ModelDirectory
 
 if TYPE_CHECKING:
     import os
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
     from publish_tools.examples import Example
     from publish_tools.plan import ModelPlan
-    from triton_repo.layout import ModelDirectory
+    from triton_repo.group import ModelGroup
 
 __all__ = ["FLAVOR_NAME", "TritonModel", "load_model", "log_model", "save_model"]
 
@@ -46,17 +48,19 @@ class TritonModel:
 
     Attributes:
         artifact: what MLflow stored, MLmodel included.
-        directory: the model in Triton's layout, checked. Its `versions` are complete even where
-            the artifact store lost an empty one.
+        directory: the model in Triton's layout, checked; of several, the main one. Its `versions`
+            are complete even where the artifact store lost an empty one.
+        group: all of them, where there are several; else None.
     """
 
     artifact: ModelArtifact
     directory: ModelDirectory
+    group: ModelGroup | None = None
 
     @property
     def path(self) -> Path:
-        """The directory with config.pbtxt and the versions."""
-        return self.directory.root
+        """The directory with config.pbtxt and the versions; of several models, the one above."""
+        return self.directory.root if self.group is None else self.group.root
 
 
 def save_model(
@@ -66,6 +70,7 @@ def save_model(
     *,
     signature: ModelSignature | None = None,
     metadata: Mapping[str, Any] | None = None,
+    main_model: str = "",
     input_example: Example | None = None,
     output_example: Example | None = None,
     link_files: bool = False,
@@ -73,11 +78,12 @@ def save_model(
     """Save a model directory as an MLflow model on the local disk.
 
     Args:
-        model_directory: a directory in Triton's layout.
+        model_directory: a directory in Triton's layout, or one of several models.
         path: where to save it; must be empty or not exist yet.
         mlflow_model: the MLmodel to add the flavor to.
         signature: instead of the one that config.pbtxt (or the ONNX graph) gives.
         metadata: kept in MLmodel.
+        main_model: see `plan_model`.
         input_example: `{name: nested lists or arrays}`, `{"inputs": {…}}`, or a JSON file of it.
         output_example: what the model answers to it, in the same forms with `"outputs"`.
         link_files: link to the files instead of copying them; only for a directory that is
@@ -90,7 +96,11 @@ def save_model(
         MlflowException: `path` is not empty.
     """
     plan = plan_model(
-        model_directory, FLAVOR_NAME, input_example=input_example, output_example=output_example
+        model_directory,
+        FLAVOR_NAME,
+        main_model=main_model,
+        input_example=input_example,
+        output_example=output_example,
     )
     model = _save.new_model(mlflow_model, plan, signature=signature, metadata=metadata)
     model.add_flavor(
@@ -111,6 +121,7 @@ def log_model(
     registered_model_name: str | None = None,
     signature: ModelSignature | None = None,
     metadata: Mapping[str, Any] | None = None,
+    main_model: str = "",
     input_example: Example | None = None,
     output_example: Example | None = None,
     await_registration_for: int | None = DEFAULT_AWAIT_MAX_SLEEP_SECONDS,
@@ -118,12 +129,13 @@ def log_model(
     """Log a model directory to the current MLflow run.
 
     Args:
-        model_directory: a directory in Triton's layout.
+        model_directory: a directory in Triton's layout, or one of several models.
         name: what the model is called; `triton` when not given.
         artifact_path: the older spelling of `name`.
         registered_model_name: register the model under this name, too.
         signature: instead of the one that config.pbtxt (or the ONNX graph) gives.
         metadata: kept in MLmodel.
+        main_model: see `plan_model`.
         input_example: `{name: nested lists or arrays}`, `{"inputs": {…}}`, or a JSON file of it.
         output_example: what the model answers to it, in the same forms with `"outputs"`.
         await_registration_for: seconds to wait until the registered version is READY.
@@ -139,7 +151,11 @@ def log_model(
     """
     # Model.log makes a model first and asks us afterwards
     plan = plan_model(
-        model_directory, FLAVOR_NAME, input_example=input_example, output_example=output_example
+        model_directory,
+        FLAVOR_NAME,
+        main_model=main_model,
+        input_example=input_example,
+        output_example=output_example,
     )
     log_notes(plan)
     return _save.log(
@@ -151,6 +167,7 @@ def log_model(
         metadata=dict(metadata) if metadata is not None else None,
         model_directory=model_directory,
         signature=signature,
+        main_model=main_model,
         input_example=plan.examples.inputs,
         output_example=plan.examples.outputs,
         link_files=True,
@@ -184,13 +201,17 @@ def load_model(model_uri: str, dst_path: str | os.PathLike[str] | None = None) -
     )
     model = _read(ModelArtifact.open(Path(fetched)))
     if dst_path is not None:
-        _restore_versions(model.directory)
+        for directory in model.group.models.values() if model.group else [model.directory]:
+            _restore_versions(directory)
     return model
 
 
 def _read(artifact: ModelArtifact) -> TritonModel:
     choose_flavor(artifact, FLAVOR_NAME)
-    return TritonModel(artifact, open_directory(artifact))
+    found = open_directory(artifact)
+    if isinstance(found, ModelDirectory):
+        return TritonModel(artifact, found)
+    return TritonModel(artifact, found.models[found.main], found)
 
 
 def _restore_versions(directory: ModelDirectory) -> None:
