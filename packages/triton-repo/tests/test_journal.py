@@ -31,6 +31,9 @@ journals = st.builds(
     record_after=files,
     doomed_versions=numbers,
     doomed_shared=paths,
+    keeps_sent=st.booleans(),
+    members=paths,
+    leaves_members=st.booleans(),
 )
 
 

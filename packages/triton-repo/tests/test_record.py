@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from triton_repo.members import MemberVersions
 from triton_repo.record import (
     SCHEMA_VERSION,
     DeploymentRecord,
@@ -29,6 +30,14 @@ digests = st.dictionaries(
     ),
     max_size=3,
 )
+#: Models that a version needs, by the names that they came with.
+models = st.dictionaries(
+    texts,
+    st.builds(
+        MemberVersions, texts, st.lists(st.integers(1, 2**62), min_size=1, max_size=3).map(tuple)
+    ),
+    max_size=2,
+)
 sources = st.builds(Source, texts, texts, texts, st.integers(0, 2**31), texts, texts, texts)
 records = st.builds(
     DeploymentRecord,
@@ -39,9 +48,12 @@ records = st.builds(
     serving=st.lists(st.integers(1, 2**62), max_size=3, unique=True).map(tuple),
     versions=st.dictionaries(
         st.integers(1, 2**62),
-        st.builds(VersionRecord, sources, digests, digests, config_texts, texts, texts),
+        st.builds(
+            VersionRecord, sources, digests, digests, config_texts, texts, texts, models=models
+        ),
         max_size=3,
     ),
+    part_of=texts,
 )
 
 
@@ -72,7 +84,8 @@ def test_nvidias_plugin_reads_every_record(record: DeploymentRecord) -> None:
 @given(records)
 def test_a_record_is_plain_ascii_json_of_this_schema(record: DeploymentRecord) -> None:
     document = json.loads(record.to_bytes().decode("ascii"))
-    assert document["schema_version"] == SCHEMA_VERSION
+    has_members = record.part_of or any(seen.models for seen in record.versions.values())
+    assert document["schema_version"] == (SCHEMA_VERSION if has_members else 1)
     assert record.to_bytes().endswith(b"}\n")
 
 
@@ -141,6 +154,8 @@ def test_what_is_no_record_is_refused_by_its_place(data: bytes) -> None:
         {"versions": {"1": {"source": {}, "files": [], "shared": {}}}},
         {"versions": {"1": {"source": {}, "files": {"a": {}}, "shared": {}}}},
         {"versions": {"1": {"source": {}, "files": {"a": {"size_bytes": "x", "sha256": ""}}}}},
+        {"versions": {"1": {"source": {}, "files": {}, "shared": {}, "models": {"a": {}}}}},
+        {"versions": {"1": {"source": {}, "files": {}, "shared": {}, "models": ["a"]}}},
     ],
 )
 def test_a_damaged_record_is_a_record_error(damage: dict[str, Any]) -> None:
@@ -172,6 +187,33 @@ def test_what_serves_is_told_in_the_records_order_and_only_where_it_is_known() -
     record = DeploymentRecord("m", "f", "u", "p", (2, 9, 1), {1: one, 2: two})
     assert record.served == (two, one)
     assert DeploymentRecord("m", "f", "u", "p").served == ()
+
+
+def test_what_is_needed_is_told_by_directory_for_some_versions_or_for_all() -> None:
+    def version(**models: tuple[str, tuple[int, ...]]) -> VersionRecord:
+        places = {member: MemberVersions(*place) for member, place in models.items()}
+        return VersionRecord(Source(), {}, models=places)
+
+    record = DeploymentRecord(
+        *("m", "f", "u", "p"),
+        serving=(2,),
+        versions={
+            1: version(tokens=("tokens", (1,)), old=("m.old", (1,))),
+            2: version(tokens=("tokens", (2,)), sets=("sets", (1, 3))),
+            3: version(),
+        },
+    )
+    assert record.needs() == {"tokens": {1, 2}, "m.old": {1}, "sets": {1, 3}}
+    assert record.needs(record.serving) == {"tokens": {2}, "sets": {1, 3}}
+    assert record.needs([3, 9]) == {}
+
+
+def test_a_record_that_names_no_members_is_read_by_releases_that_know_none() -> None:
+    """And one that does is refused by them: they would lose it."""
+    plain = DeploymentRecord("m", "f", "u", "p")
+    assert json.loads(plain.to_bytes())["schema_version"] == 1
+    member = DeploymentRecord("m", "f", "u", "p", part_of="pipeline")
+    assert json.loads(member.to_bytes())["schema_version"] == 2
 
 
 def test_only_the_same_id_at_the_same_address_is_the_same_model() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from mlflow_triton_plugin.describe import needed_by
 from triton_repo.change import Together
 from triton_repo.errors import (
     ArtifactError,
@@ -152,7 +151,11 @@ def refuse_member(place: ModelPlace) -> None:
     if record is None or not record.part_of:
         return
     owner = ModelView(place.store, check_name(record.part_of))
-    if place.name in needed_by(owner):
+    try:
+        is_needed = place.name in owner.needed()
+    except RecordError:  # nobody can say that it is not
+        is_needed = True
+    if is_needed:
         raise MemberError(
             f"{place.name} is part of deployment {owner.name}, and comes, changes and goes with "
             f"it; name {owner.name} instead",

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_triton_plugin.changing import Changer, holder
 from mlflow_triton_plugin.choice import foreign, not_deployed, refuse_member
-from mlflow_triton_plugin.describe import describe, needed_by
+from mlflow_triton_plugin.describe import describe
 from mlflow_triton_plugin.errors import BackendMissingError, SettingsError, TritonServerError
 from mlflow_triton_plugin.membership import Members
 from mlflow_triton_plugin.planning import Planner
@@ -28,7 +28,7 @@ from triton_repo.errors import LockedError, TritonRepoError, UnsupportedFlavorEr
 from triton_repo.flavors import ANY_MODEL, NATIVE_FLAVORS
 from triton_repo.names import check_name
 from triton_repo.placement import ModelPlace, PlaceState
-from triton_repo.record import RECORD_FILENAME
+from triton_repo.record import RECORD_FILENAME, RecordError
 from triton_repo.store import LocalStore
 
 if TYPE_CHECKING:
@@ -151,7 +151,12 @@ class Deployer:
                 return interrupted is not None
             if state is PlaceState.FOREIGN:
                 raise foreign(place, "remove its directory by hand if nobody needs it")
-            self._remove(place, needed_by(place), options)
+            try:
+                members = place.needed()
+            except RecordError as exc:
+                _logger.warning("%s; if it came with other models, delete each by its name", exc)
+                members = set()
+            self._remove(place, members, options)
             return True
 
     # -- the plan before the deed -------------------------------------------------------------

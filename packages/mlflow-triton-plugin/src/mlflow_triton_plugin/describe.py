@@ -12,7 +12,7 @@ from triton_repo.errors import (
     StoreError,
     TritonRepoError,
 )
-from triton_repo.model_view import ModelView, PlaceState
+from triton_repo.model_view import ModelView, PlaceState, needed_by
 from triton_repo.names import check_name
 from triton_repo.record import tree_digest
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from triton_repo.record import DeploymentRecord, VersionRecord
     from triton_repo.store import Store
 
-__all__ = ["describe", "get_deployment", "list_deployments", "needed_by", "ready_versions"]
+__all__ = ["describe", "get_deployment", "list_deployments", "ready_versions"]
 
 _OURS = (PlaceState.DEPLOYED, PlaceState.INTERRUPTED)
 
@@ -75,11 +75,6 @@ def get_deployment(store: Store, servers: TritonServers, name: str) -> dict[str,
             f"no deployment {name} in {store.uri}; list shows those that are there", name=name
         )
     return describe(place, servers.states(), len(servers))
-
-
-def needed_by(place: ModelView) -> set[str]:
-    """Directories of the models that a deployment needs, or needed before what is under way."""
-    return _Look.at(place).needed
 
 
 def ready_versions(states: Iterable[ModelState]) -> tuple[int, ...]:
@@ -138,8 +133,7 @@ class _Look:
 
     @property
     def needed(self) -> set[str]:
-        names = set(self.journal.members) if self.journal is not None else set()
-        return names.union(self.record.needs() if self.record is not None else ())
+        return needed_by(self.record, self.journal)
 
     def described(self, states: Mapping[str, Sequence[ModelState]], servers: int) -> dict[str, Any]:
         record = self.record

@@ -163,10 +163,11 @@ class Members:
         if is_served and not serving:
             self._drain()
             servers.unload(place.name, timeout_s=self.options.load_timeout_s)
-        change = plan_kept(place.take_stock(), keep, serving)
-        if change is not None:
+        for loads in (is_served and bool(serving), False):  # then about the repository alone
+            change = plan_kept(place.take_stock(), keep, serving)
+            if change is None:
+                return
             self._drain()
-            loads = is_served and bool(serving)
             self.changer.apply(place, change, self._options, operation="update", loads=loads)
 
     def _drain(self) -> None:

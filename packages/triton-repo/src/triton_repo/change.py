@@ -133,6 +133,11 @@ class Change:
         return files | {path: each.size_bytes for path, each in self.shared_kept.items()}
 
     @property
+    def config_text(self) -> str:
+        """The text of config.pbtxt afterwards; empty where there is none."""
+        return self.config.text if self.config is not None else ""
+
+    @property
     def shared_paths(self) -> tuple[str, ...]:
         """Files beside config.pbtxt that will be written."""
         return (*self.shared.names(), *self.shared_restored)

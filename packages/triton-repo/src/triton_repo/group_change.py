@@ -220,6 +220,9 @@ def plan_return_of_members(
 def plan_kept(base: Stock, keep: frozenset[int], serving: frozenset[int]) -> Change | None:
     """Plan to keep nothing of a member but what is needed.
 
+    A version that is left alone needs no pin any more, once the others are gone: that is another
+    change, to be planned after this one.
+
     Args:
         base: what stands in its directory.
         keep: versions that are needed.
@@ -232,16 +235,16 @@ def plan_kept(base: Stock, keep: frozenset[int], serving: frozenset[int]) -> Cha
     if not keep or any(base.versions[number].members > 1 for number in keep):
         return None
     serving = serving & keep or frozenset(base.serving) & keep or frozenset({max(keep)})
-    if {*base.serving} == serving and base.ours <= keep:
-        return None
     main, *others = sorted(serving, reverse=True)
-    return plan_return(
+    change = plan_return(
         base,
         main,
         source=base.versions[main].source,
         keep=keep,
         together=Together(versions=(main, *others)),
     )
+    is_so = {*base.serving} == serving and change.config_text == base.config_text
+    return None if is_so and not change.doomed else change
 
 
 def _own_stock(place: ModelPlace, owner: str) -> Stock | None:

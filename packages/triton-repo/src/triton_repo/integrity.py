@@ -136,7 +136,7 @@ def deployed(store: Store, names: Iterable[str] = ()) -> list[ModelView]:
 
     Args:
         store: the repository.
-        names: which ones; all of them when there are none.
+        names: which ones, and with each the models that it needs; all of them when there are none.
 
     Raises:
         InvalidNameError, DeploymentNotFoundError: a name is none, or has no deployment.
@@ -147,7 +147,16 @@ def deployed(store: Store, names: Iterable[str] = ()) -> list[ModelView]:
     for view in views:
         if view.name not in present or not _is_deployed(view):
             raise _not_deployed(view)
-    return views or [view for view in _views(store, present) if _is_deployed(view)]
+    wanted = {name for view in views for name in _needed(view)} - {view.name for view in views}
+    members = [view for view in _views(store, sorted(wanted)) if _is_deployed(view)]
+    return [*views, *members] or [view for view in _views(store, present) if _is_deployed(view)]
+
+
+def _needed(view: ModelView) -> set[str]:
+    try:
+        return view.needed()
+    except (RecordError, StoreError):  # told by who checks it
+        return set()
 
 
 def _children(store: Store) -> list[str]:
@@ -387,6 +396,7 @@ def _compare(
             continue
         findings += _differing(view, path, seen[path], digest, expected)
     findings += _config_findings(view, expected)
+    findings += _missing_members(view, record)
     same = {path: digest for path, digest in wanted.items() if seen[path] == digest}
     return _Look(stamp, tuple(findings), same)
 
@@ -569,6 +579,18 @@ def _config_problem(
         pinned = _numbers(config.pinned_versions) or "none"
         return "changed", f"it pins version {pinned}; recorded as serving: {_numbers(serving)}"
     return "changed", "it is not the recorded text; an update keeps it where it suits"
+
+
+def _missing_members(view: ModelView, record: DeploymentRecord) -> list[Finding]:
+    """The models that this one needs, and that are not there; their files are theirs to check."""
+    findings = []
+    for name, versions in sorted(record.needs().items()):
+        there = ModelView(view.store, check_name(name)).versions()
+        gone = _numbers(versions - {*there})
+        if gone:
+            detail = f"it needs version {gone} of {name}, which is not in the repository"
+            findings.append(Finding(view.name, "", "missing", detail))
+    return findings
 
 
 def _bytes(text: str) -> bytes:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from triton_repo.names import ModelName
     from triton_repo.store import Store
 
-__all__ = ["ASIDE", "JOURNAL", "ModelView", "PlaceState"]
+__all__ = ["ASIDE", "JOURNAL", "ModelView", "PlaceState", "needed_by"]
 
 #: Paths in a model's directory: the journal, and files beside config.pbtxt that were set aside.
 JOURNAL = f"{OUR_DIRECTORY}/journal.json"
@@ -107,6 +107,14 @@ class ModelView:
         data = self.read(RECORD_FILENAME)
         where = f"{self.uri}/{RECORD_FILENAME}"
         return DeploymentRecord.parse(data, where=where) if data is not None else None
+
+    def needed(self) -> set[str]:
+        """Directories of the models that this one needs, or needed before what is under way.
+
+        Raises:
+            RecordError, StoreError: its record, or its journal, cannot be read.
+        """
+        return needed_by(self.record(), self.journal())
 
     def _record_to_change(self) -> DeploymentRecord | None:
         """The record; None where there is none, or it is damaged and a change will mend it."""
@@ -190,6 +198,7 @@ class ModelView:
                 versions=versions,
             ),
             recorded=recorded,
+            config=config,
             edited_config=edited,
             broken_config=broken,
             aside=frozenset(_below(listed, ASIDE)),
@@ -228,6 +237,12 @@ class ModelView:
             return self.store.read(self.key(path))
         except ObjectNotFoundError:
             return None
+
+
+def needed_by(record: DeploymentRecord | None, journal: Journal | None) -> set[str]:
+    """Directories of the models that a deployment needs, or needed before what is under way."""
+    names = set(journal.members) if journal is not None else set()
+    return names.union(record.needs() if record is not None else ())
 
 
 def _edited(config: ModelConfig | None, recorded: DeploymentRecord | None) -> ModelConfig | None:

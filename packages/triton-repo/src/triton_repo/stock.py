@@ -22,7 +22,8 @@ class Stock:
     Attributes:
         now: a record of what is there, whoever put it.
         recorded: what the last command recorded; None where it recorded nothing that can be read.
-        edited_config: config.pbtxt, where it is not the one that was put there; None where it is,
+        config: config.pbtxt; None where there is none, or it cannot be read.
+        edited_config: the same, where it is not the one that was put there; None where it is,
             or there is none.
         broken_config: why config.pbtxt cannot be read, if it cannot.
         aside: sha256 of the files beside config.pbtxt that were set aside for older versions.
@@ -30,6 +31,7 @@ class Stock:
 
     now: DeploymentRecord
     recorded: DeploymentRecord | None = None
+    config: ModelConfig | None = None
     edited_config: ModelConfig | None = None
     broken_config: ConfigError | None = None
     aside: frozenset[str] = frozenset()
@@ -43,6 +45,11 @@ class Stock:
     def serving(self) -> tuple[int, ...]:
         """The versions that serve, the main one first."""
         return self.now.serving
+
+    @property
+    def config_text(self) -> str:
+        """The text of config.pbtxt; empty where there is none."""
+        return self.config.text if self.config is not None else ""
 
     @property
     def ours(self) -> frozenset[int]:

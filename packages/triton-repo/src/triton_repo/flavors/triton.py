@@ -71,7 +71,8 @@ def open_directory(artifact: ModelArtifact) -> ModelDirectory | ModelGroup:
     settings = artifact.flavors["triton"]
     root = artifact.path(settings.get("data", ""), said_by="MLmodel's triton flavor (data)")
     recorded = settings.get("versions", [])
-    if is_group(root):
+    # the artifact itself holds MLflow's own directories, too
+    if root.resolve() != artifact.root.resolve() and is_group(root):
         return ModelGroup.read(
             root,
             _main(settings),
