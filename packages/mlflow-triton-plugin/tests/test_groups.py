@@ -340,7 +340,8 @@ def test_a_members_name_that_is_taken_is_refused_and_prefixed_on_request(
             lambda: client.create_deployment(name, uri),
             "RESOURCE_ALREADY_EXISTS",
             "is a deployment of its own",
-            f"-C member_names=prefixed gives it a name of its own, such as {name}.{pipelines.first}",
+            "-C member_names=prefixed gives it a name of its own",
+            f"such as {name}.{pipelines.first}",
         )
         assert standing() == before
         created = client.create_deployment(name, uri, config={"member_names": "prefixed"})

@@ -24,7 +24,7 @@ from mlflow_triton_plugin.errors import BackendMissingError, SettingsError, Trit
 from mlflow_triton_plugin.membership import Members
 from mlflow_triton_plugin.planning import Planner
 from mlflow_triton_plugin.preview import preview
-from triton_repo.errors import LockedError, TritonRepoError, UnsupportedFlavorError
+from triton_repo.errors import LockedError, StoreError, TritonRepoError, UnsupportedFlavorError
 from triton_repo.flavors import ANY_MODEL, NATIVE_FLAVORS
 from triton_repo.names import check_name
 from triton_repo.placement import ModelPlace, PlaceState
@@ -310,14 +310,19 @@ class Deployer:
     def _keep_needed(self, members: Members, names: Collection[str]) -> None:
         """Remove what nobody needs any more; the command itself has succeeded."""
         try:
-            members.keep_needed(names)
+            try:
+                members.keep_needed(names)
+            except StoreError as exc:
+                _logger.warning("%s; trying once more", exc)
+                members.keep_needed(names)
         except (TritonRepoError, TritonServerError) as exc:
+            name = members.owner.name
             _logger.warning(
                 "%s serves, and what it no longer needs could not be removed: %s; mlflow-triton "
                 "repair %s goes on with it",
-                members.owner.name,
+                name,
                 exc,
-                members.owner.name,
+                name,
             )
 
     def _put_members_back(

@@ -52,7 +52,7 @@ def list_deployments(store: Store, servers: TritonServers) -> list[dict[str, Any
     return [
         look.described(states, len(servers))
         for look in looks
-        if not (look.part_of and look.view.name in needed)
+        if look.view.name not in needed or look.is_its_own
     ]
 
 
@@ -130,6 +130,11 @@ class _Look:
     @property
     def part_of(self) -> str:
         return self.record.part_of if self.record is not None else ""
+
+    @property
+    def is_its_own(self) -> bool:
+        """Whether nothing says that it is part of another deployment; what has no record may be."""
+        return not (self.record is None or self.record.part_of)
 
     @property
     def needed(self) -> set[str]:

@@ -14,17 +14,19 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["KILLED_TOO", "NAME", "NEIGHBOUR", "SCENARIOS", "Scenario", "register"]
+__all__ = ["KILLED_TOO", "NAME", "NEIGHBOUR", "OF_SEVERAL", "SCENARIOS", "Scenario", "register"]
 
 #: The deployment that is changed, and one whose name begins with its name.
 NAME = "scale"
 NEIGHBOUR = "scale_2"
 
 #: Registered models. The second one's versions bring a labels.txt, which their answer depends on;
-#: the third one's bring several version directories.
+#: the third one's bring several version directories; the fourth one's are ensembles with members,
+#: of which one never changes.
 PLAIN = "faults-plain"
 LABELLED = "faults-labelled"
 SETS = "faults-sets"
+SEVERAL = "faults-several"
 
 _CONFIG = """\
 # tuned by hand
@@ -33,6 +35,18 @@ max_batch_size: 0
 input [ { name: "x" data_type: TYPE_FP32 dims: [ -1 ] } ]
 output [ { name: "y" data_type: TYPE_FP32 dims: [ -1 ] } ]
 instance_group [ { count: 1 kind: KIND_CPU } ]
+"""
+
+_ENSEMBLE = """\
+platform: "ensemble"
+input [ { name: "x" data_type: TYPE_FP32 dims: [ -1 ] } ]
+output [ { name: "y" data_type: TYPE_FP32 dims: [ -1 ] } ]
+ensemble_scheduling { step [
+  { model_name: "scale_part" model_version: -1
+    input_map { key: "x" value: "x" } output_map { key: "y" value: "between" } },
+  { model_name: "scale_same" model_version: -1
+    input_map { key: "x" value: "between" } output_map { key: "y" value: "y" } }
+] }
 """
 
 _SOURCE = """\
@@ -71,19 +85,41 @@ def register(folder: Path) -> None:
             label = _LABELS.get(version) if name == LABELLED else None
             _log(source, factor, label, _SETS[version] if name == SETS else (1,))
             client.create_model_version(name, str(source))
+    client.create_registered_model(SEVERAL)
+    for version, factor in _FACTORS.items():
+        source = folder / SEVERAL / str(version)
+        _log_several(source, factor)
+        client.create_model_version(SEVERAL, str(source))
 
 
 def _log(folder: Path, factor: float, label: float | None, numbers: tuple[int, ...]) -> None:
     """A logged model of flavor `triton`, with a file large enough to fill a disk in steps."""
+    _write_model(folder / "model", factor, numbers)
+    if label is not None:
+        (folder / "model" / "labels.txt").write_text(f"{label}\n")
+    _write_mlmodel(folder, "model")
+
+
+def _log_several(folder: Path, factor: float) -> None:
+    """A logged ensemble with its members."""
+    _write_model(folder / "models" / "scale_part", factor)
+    _write_model(folder / "models" / "scale_same", 1.0)
+    (folder / "models" / "all" / "1").mkdir(parents=True)
+    (folder / "models" / "all" / "config.pbtxt").write_text(_ENSEMBLE)
+    _write_mlmodel(folder, "models")
+
+
+def _write_model(directory: Path, factor: float, numbers: tuple[int, ...] = (1,)) -> None:
     for number in numbers:
-        version = folder / "model" / str(number)
+        version = directory / str(number)
         version.mkdir(parents=True)
         (version / "model.py").write_text(_SOURCE.format(factor=factor))
         (version / "weights.bin").write_bytes(bytes([int(factor)]) * 20_000)
-    (folder / "model" / "config.pbtxt").write_text(_CONFIG)
-    if label is not None:
-        (folder / "model" / "labels.txt").write_text(f"{label}\n")
-    (folder / "MLmodel").write_text(json.dumps({"flavors": {"triton": {"data": "model"}}}))
+    (directory / "config.pbtxt").write_text(_CONFIG)
+
+
+def _write_mlmodel(folder: Path, data: str) -> None:
+    (folder / "MLmodel").write_text(json.dumps({"flavors": {"triton": {"data": data}}}))
 
 
 @dataclass(frozen=True)
@@ -165,6 +201,28 @@ SCENARIOS: Mapping[str, Scenario] = {
         new=1002,
     ),
     "delete": Scenario((_create(1),), _DELETE, (_create(1),), old=2, new=None),
+}
+
+#: Several models as one deployment: what is true of one is true of all of them.
+OF_SEVERAL: Mapping[str, Scenario] = {
+    "create of several": Scenario((), _create(1, SEVERAL), None, old=None, new=2),
+    "update of several": Scenario(
+        (_create(1, SEVERAL), _update(2, SEVERAL, keep_versions=1)),
+        _update(1, SEVERAL, keep_versions=1),
+        (_update(2, SEVERAL, keep_versions=1),),
+        old=3,
+        new=2,
+    ),
+    "roll-back of several": Scenario(
+        (_create(1, SEVERAL), _update(2, SEVERAL)),
+        _update(1, SEVERAL),
+        (_update(2, SEVERAL),),
+        old=3,
+        new=2,
+    ),
+    "delete of several": Scenario(
+        (_create(1, SEVERAL),), _DELETE, (_create(1, SEVERAL),), old=2, new=None
+    ),
 }
 
 #: For the walks of kills alone: more ways through the same steps.

@@ -8,7 +8,7 @@ import pytest
 
 from .commands import Fault
 from .harness import Walk, is_store_call
-from .scenarios import SCENARIOS
+from .scenarios import OF_SEVERAL, SCENARIOS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,8 +26,13 @@ def store_calls(calls: tuple[str, ...]) -> Iterator[tuple[int, str]]:
             yield number, f"call {number}, {call}"
 
 
+ALL_SCENARIOS = {**SCENARIOS, **OF_SEVERAL}
+#: Of several models, those whose steps the others do not have.
+FAILED_TOO = ("update of several", "roll-back of several")
+
+
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("label", SCENARIOS)
+@pytest.mark.parametrize("label", [*SCENARIOS, *FAILED_TOO])
 def test_a_command_that_one_failing_call_ends_has_changed_nothing(
     bench: Bench, label: str, count: Callable[[str, str, int], None]
 ) -> None:
@@ -35,7 +40,7 @@ def test_a_command_that_one_failing_call_ends_has_changed_nothing(
 
     A delete that fails is gone on with by the next one instead.
     """
-    scenario = SCENARIOS[label]
+    scenario = ALL_SCENARIOS[label]
     walk = Walk(bench, label, scenario)
     for number, where in store_calls(walk.calls):
         with walk.point(f"failed once at {where}"):

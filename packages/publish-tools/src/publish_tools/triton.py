@@ -1,4 +1,4 @@
-"""The MLflow flavor `triton`: a directory in Triton's layout, or of several that are deployed as one.
+"""The MLflow flavor `triton`: a directory in Triton's layout, or of several models as one.
 
 The artifact holds `MLmodel` and the directory. MLmodel's flavor says `data`, the directory's name,
 and `versions`, its version directories (of several models, those of each by its name): artifact
