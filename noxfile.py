@@ -183,7 +183,8 @@ def integration(session: nox.Session) -> None:
     plugin = next(dist.glob("mlflow_triton_plugin-*"))
     wheels = [str(wheel) for wheel in dist.glob("*.whl") if wheel != plugin]
     others = (*nox.project.dependency_groups(GROUPS, "examples"), *MLFLOWS["newest"])
-    session.run("uv", "pip", "install", *into, f"{plugin}[http]", *wheels, *others)
+    # uv: what packs a model's environment
+    session.run("uv", "pip", "install", *into, f"{plugin}[http]", *wheels, *others, "uv")
     variables = {
         "INTEGRATION_PYTHON": str(user / "bin" / "python"),
         "TESTCONTAINERS_RYUK_DISABLED": "true",  # leftovers are seen to by integration/leftovers.py

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -27,6 +29,23 @@ import sys, mlflow.onnx, onnx
 mlflow.onnx.log_model(
     onnx.load(sys.argv[1]), name="triton", registered_model_name=sys.argv[2],
     pip_requirements=["onnxruntime"],
+)
+"""
+LOG_ANY_MODEL = """
+import sys, mlflow, pandas
+from mlflow.models import infer_signature
+
+class Labels(mlflow.pyfunc.PythonModel):
+    def predict(self, context, model_input, params=None):
+        return pandas.DataFrame({
+            "label": model_input["name"].str.upper(), "twice": model_input["value"] * 2,
+        })
+
+rows = pandas.DataFrame({"name": ["a", "\u00e9"], "value": [1.5, 0.1]})
+mlflow.pyfunc.log_model(
+    python_model=Labels(), name="labels", registered_model_name=sys.argv[1],
+    signature=infer_signature(rows, Labels().predict(None, rows)),
+    pip_requirements=[f"mlflow-skinny=={mlflow.__version__}", "cloudpickle"],
 )
 """
 WHERE = """
@@ -226,6 +245,75 @@ def test_an_ensemble_and_a_python_model_are_served(
         assert python.call("predict", "add_sub_ensemble", inputs) == answer
         for name in ("add_sub_ensemble", "python_add_sub", MODEL):
             python.call("delete_deployment", name)
+
+
+@pytest.mark.parametrize(("who", "names"), [("local_user", "own"), ("s3_user", "prefixed")])
+def test_several_models_come_change_and_go_as_one(
+    who: str, names: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """An ensemble with an ONNX and a Python model, by their own names and by others."""
+    user: User = request.getfixturevalue(who)
+    name = f"several-{who}"
+    for end in ("", "_v2"):
+        models = tmp_path / f"models{end}"
+        for model in ("add_sub_ensemble", "python_add_sub"):
+            shutil.copytree(EXAMPLES / model, models / model)
+        shutil.copytree(EXAMPLES / f"{MODEL}{end}", models / MODEL)
+        config = models / MODEL / "config.pbtxt"
+        config.write_text(config.read_text().replace(f"{MODEL}_v2", MODEL))
+        assert user.publish(name, models).status == 0
+    inputs = given_inputs()
+    first = expected("_ensemble")
+    second = {"outputs": {output: tenfold(rows) for output, rows in first["outputs"].items()}}
+    with user.session() as python:
+        option = {"member_names": names}
+        made = python.call("create_deployment", name, f"models:/{name}/1", config=option)
+        assert made["state"] == "READY"
+        assert {member: each["state"] for member, each in made["members"].items()} == {
+            MODEL: "READY",
+            "python_add_sub": "READY",
+        }
+        assert python.call("predict", name, inputs) == first
+        python.call("update_deployment", name, f"models:/{name}/2")
+        assert python.call("predict", name, inputs) == second
+        python.call("update_deployment", name, f"models:/{name}/1")
+        assert python.call("predict", name, inputs) == first
+        assert python.call("verify_deployment", name) == []
+        python.call("delete_deployment", name)
+        left = {each["name"] for each in python.call("list_deployments")}
+        assert not {each for each in left if name in each or each == MODEL}
+
+
+def tenfold(rows: Any) -> Any:
+    return [[10 * value for value in row] for row in rows]
+
+
+def test_any_model_is_served_with_its_own_packages(local_user: User) -> None:
+    """What a server's Python lacks comes along, packed where the user is."""
+    user = local_user.export(**index_settings())
+    done = user.run("python", "-c", LOG_ANY_MODEL, "labels")
+    assert done.status == 0, done.err
+    done = user.deployments(
+        *("create", "--name", "labels", "-m", "models:/labels/1"),
+        *("-C", "env=pack", "-C", "env_python=3.11"),
+    )
+    assert done.status == 0, done.err
+    assert done.out == "\npython_function deployment labels is created\n"
+    rows = user.home / "rows.json"
+    rows.write_text('{"name": {"0": "x", "1": "\u00df"}, "value": {"0": 0.1, "1": -2}}')
+    done = user.deployments("predict", "--name", "labels", "-I", rows)
+    assert done.status == 0, done.err
+    assert json.loads(done.out)["outputs"] == {
+        "label": [["X"], ["SS"]],
+        "twice": [[0.2], [-4.0]],
+    }
+    assert user.deployments("delete", "--name", "labels").status == 0
+
+
+def index_settings() -> dict[str, str]:
+    """From where this machine has its packages."""
+    kinds = ("PIP_", "UV_", "SSL_", "REQUESTS_CA_BUNDLE", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+    return {name: value for name, value in os.environ.items() if name.upper().startswith(kinds)}
 
 
 def test_artifacts_come_through_a_tracking_server_that_has_them_in_s3_too(

@@ -32,6 +32,7 @@ from triton_repo.testing.s3 import S3Server
 from triton_repo.testing.tracking import TrackingServer
 
 from .conftest import error_of
+from .groups import add_ensemble, add_scale, register_group
 from .models import log_onnx, log_scale, python_directory, scale_model
 
 if TYPE_CHECKING:
@@ -129,6 +130,46 @@ def test_a_model_goes_its_whole_way(
         assert factor(client, neighbour) == 3
         client.delete_deployment(neighbour)
     assert store.list_files("") == {}
+
+
+def test_several_models_go_their_whole_way_as_one(
+    client: TritonDeploymentClient,
+    name: str,
+    store: Store,
+    registered: Callable[[str], str],
+    tmp_path: Path,
+    repository: str,
+) -> None:
+    """An ensemble's version directory is empty, which is nothing in S3."""
+    model = registered("s3-pipeline")
+    one, two = f"{name}_a", f"{name}_b"
+    uris = []
+    for factor in (2, 5):
+        models = tmp_path / str(factor) / "models"
+        add_scale(models, one, factor)
+        add_scale(models, two, 3)
+        add_ensemble(models, "all", one, two)
+        uris.append(register_group(model, models.parent))
+
+    def answer(client: TritonDeploymentClient) -> float:
+        given = {"x": np.ones(1, np.float32)}
+        return float(client.predict(name, given)["outputs"]["y"][0])
+
+    client.create_deployment(name, uris[0])
+    assert answer(client) == 6
+    client.update_deployment(name, uris[1], config={"validate": "load"})
+    assert answer(client) == 15
+    assert store.children(one) == store.children(name) == ["1", "2"]
+    assert store.children(two) == ["1"]
+    client.update_deployment(name, uris[0])
+    assert answer(client) == 6
+    assert client.verify_deployment() == []
+    with LocalTriton(
+        repository, extra_args=["--disable-auto-complete-config", "--load-model=*"]
+    ) as another:
+        assert answer(get_deploy_client(f"triton://{another.grpc_url}")) == 6
+    client.delete_deployment(name)
+    assert not [each for each in store.children("") if each.startswith(name)]
 
 
 def test_a_server_that_starts_anew_serves_what_was_committed(

@@ -1,4 +1,4 @@
-"""Where members go: beside what is there if they can, elsewhere if they may, or they are refused."""
+"""Where members go: beside what is there if they can, elsewhere if they may, or nowhere."""
 
 from __future__ import annotations
 
