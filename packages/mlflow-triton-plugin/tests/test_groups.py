@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from mlflow_triton_plugin.local import LocalTriton
     from mlflow_triton_plugin.plugin import TritonDeploymentClient
 
 ONE = np.ones(1, np.float32)
@@ -229,6 +232,59 @@ def test_a_deployment_may_become_a_pipeline_and_a_single_model_again(
     assert not (repository / pipelines.first).exists()
 
 
+@pytest.fixture
+def loads(triton: LocalTriton, name: str) -> Callable[[], dict[str, int]]:
+    """How often Triton has loaded each version of this test's models since it was last asked."""
+    assert triton.log_path is not None
+    log = triton.log_path
+    seen = log.stat().st_size
+
+    def count() -> dict[str, int]:
+        nonlocal seen
+        with log.open() as file:
+            file.seek(seen)
+            found = re.findall(rf'"loading: ({name}[^"]*)"', file.read())
+            seen = file.tell()
+        return dict(Counter(each.removeprefix(name) for each in found))
+
+    return count
+
+
+def test_each_member_is_loaded_once_and_one_that_has_not_changed_is_not(
+    client: TritonDeploymentClient,
+    name: str,
+    pipelines: Pipelines,
+    loads: Callable[[], dict[str, int]],
+) -> None:
+    """Prefixed; Triton looks at all of them whenever it loads the pipeline."""
+    prefixed = {"member_names": "prefixed"}
+    client.create_deployment(name, pipelines.make(2, 3), config=prefixed)
+    first, second = f".{pipelines.first}", f".{pipelines.second}"
+    assert loads() == {f"{first}.1:1": 1, f"{second}.1:1": 1, ":1": 1}
+    client.update_deployment(name, pipelines.make(5, 3))
+    assert loads() == {f"{first}.2:2": 1, ":2": 1}
+    client.update_deployment(name, pipelines.made[0])
+    assert loads() == {f"{first}.1:1": 1, ":1": 1}
+    client.update_deployment(name)
+    assert loads().keys() <= {":1"}
+
+
+def test_under_its_own_name_a_member_that_changes_is_loaded_beside_its_older_version(
+    client: TritonDeploymentClient,
+    name: str,
+    pipelines: Pipelines,
+    loads: Callable[[], dict[str, int]],
+) -> None:
+    """Triton loads every version of a model whose config.pbtxt changes; the other member stays."""
+    client.create_deployment(name, pipelines.make(2, 3))
+    loads()
+    client.update_deployment(name, pipelines.make(5, 3))
+    # once more at the end: the pipeline is looked at when its member is loaded alone
+    assert loads() == {"_a:1": 1, "_a:2": 2, ":1": 1, ":2": 2}
+    client.update_deployment(name, pipelines.make(7, 3))
+    assert loads() == {"_a:2": 1, "_a:3": 2, ":2": 1, ":3": 2}
+
+
 # -- all or nothing -------------------------------------------------------------------------------
 
 
@@ -341,12 +397,13 @@ def test_a_members_name_that_is_taken_is_refused_and_prefixed_on_request(
             "RESOURCE_ALREADY_EXISTS",
             "is a deployment of its own",
             "-C member_names=prefixed gives it a name of its own",
-            f"such as {name}.{pipelines.first}",
+            f"such as {name}.{pipelines.first}.1",
         )
         assert standing() == before
         created = client.create_deployment(name, uri, config={"member_names": "prefixed"})
         assert created["members"] == {
-            member: _member(f"{name}.{member}", 1) for member in (pipelines.first, pipelines.second)
+            member: _member(f"{name}.{member}.1", 1)
+            for member in (pipelines.first, pipelines.second)
         }
         assert answer(client, name) == 6
         # an update keeps it
@@ -403,8 +460,8 @@ def test_what_cannot_serve_beside_the_old_one_needs_another_name(
     client.update_deployment(name, pipelines.make(7, 3, config=other.replace("2", "3")))
     assert answer(client, name) == 21
     members = client.get_deployment(name)["members"]
-    assert members[pipelines.first]["name"] == f"{name}.{pipelines.first}.2"
-    assert members[pipelines.second]["name"] == f"{name}.{pipelines.second}"
+    assert members[pipelines.first] == _member(f"{name}.{pipelines.first}.3", 3)
+    assert members[pipelines.second] == _member(f"{name}.{pipelines.second}.2", 2)
     client.update_deployment(name, pipelines.made[1])
     assert answer(client, name) == 15
     # names of their own again, once nobody needs what was in the way

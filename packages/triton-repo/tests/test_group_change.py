@@ -193,8 +193,8 @@ def test_what_cannot_serve_beside_the_older_one_goes_elsewhere_or_is_refused(
     assert e.value.field == "member_names"
     places = {each.member: each.versions for each in repository.plan(entry, 8, prefixed=True)}
     assert places == {
-        "tokens": MemberVersions("pipeline.tokens", (8,)),
-        "bert": MemberVersions("pipeline.bert", (8,)),
+        "tokens": MemberVersions("pipeline.tokens.8", (8,)),
+        "bert": MemberVersions("pipeline.bert.8", (8,)),
     }
 
 
@@ -206,34 +206,42 @@ def test_other_instances_are_no_reason(repository: Repository) -> None:
     assert members["tokens"].versions == MemberVersions("tokens", (8,))
 
 
-def test_prefixed_members_find_the_next_name_that_is_free(repository: Repository) -> None:
+def test_prefixed_members_have_a_directory_each_time_that_they_change(
+    repository: Repository,
+) -> None:
+    """Called after the version that they came with: what serves is not loaded again for them."""
     repository.deploy(repository.entry(pipeline()), 1, prefixed=True)
     for number in (2, 3):
-        entry = repository.entry(pipeline(config=f"max_batch_size: {number}\n"))
+        entry = repository.entry(pipeline(one=str(number)))
         members = repository.deploy(entry, number, prefixed=True)
         places = {each.member: each.versions for each in members}
         assert places["tokens"] == MemberVersions(f"pipeline.tokens.{number}", (number,))
-        assert places["bert"] == MemberVersions("pipeline.bert", (1,))
+        assert places["bert"] == MemberVersions("pipeline.bert.1", (1,))
     # and find the one again that they had
-    members = repository.plan(
-        repository.entry(pipeline(config="max_batch_size: 2\n")), 4, prefixed=True
-    )
+    members = repository.plan(repository.entry(pipeline(one="2")), 4, prefixed=True)
     places = {each.member: each.versions for each in members}
     assert places["tokens"] == MemberVersions("pipeline.tokens.2", (2,))
 
 
-def test_prefixed_names_of_two_members_do_not_meet(repository: Repository) -> None:
-    """`a` would find `pipeline.a.2` next, which is what `a.2` is called."""
+def test_a_prefixed_name_that_is_taken_is_passed_over(repository: Repository) -> None:
+    """By somebody else's directory, or by another member."""
     models = {
-        "a": python("a"),
         "a.2": python("a.2"),
+        "a": python("a"),
         "all": {"config.pbtxt": ensemble("a", "a.2"), "1/x": ""},
     }
-    repository.deploy(repository.entry(models), 1, prefixed=True)
-    models["a"] = python("a", "max_batch_size: 1\n")
-    members = repository.plan(repository.entry(models), 2, prefixed=True)
-    places = {each.member: each.versions.name for each in members}
-    assert places == {"a": "pipeline.a.3", "a.2": "pipeline.a.2"}
+
+    def places(version: int) -> dict[str, str]:
+        planned = repository.plan(repository.entry(models), version, prefixed=True)
+        return {each.member: each.versions.name for each in planned}
+
+    (repository.folder / "repository").mkdir()
+    (repository.folder / "repository" / "pipeline.a.2.2" / "1").mkdir(parents=True)
+    assert places(2) == {"a": "pipeline.a.2", "a.2": "pipeline.a.2.3"}
+    repository.deploy(repository.entry(models), 2, prefixed=True)
+    (repository.folder / "repository" / "pipeline.a.3" / "1").mkdir(parents=True)
+    models["a"] = python("changed")
+    assert places(3) == {"a": "pipeline.a.4", "a.2": "pipeline.a.2.3"}
 
 
 @pytest.mark.parametrize("kind", ["foreign", "deployed", "another's"])
@@ -247,11 +255,11 @@ def test_a_name_that_somebody_has_is_refused(repository: Repository, kind: str) 
         change = plan_change(replace(bert, part_of=part_of), Source("u", "c"), base=None)
         repository.apply(repository.place("bert"), change)
     with pytest.raises(DeploymentExistsError, match="needs a model bert beside it, and .* such as "
-                       r"pipeline\.bert") as told:  # fmt: skip
+                       r"pipeline\.bert\.1") as told:  # fmt: skip
         repository.plan(entry, 1)
     assert told.value.name == "bert"
     names = {each.versions.name for each in repository.plan(entry, 1, prefixed=True)}
-    assert names == {"pipeline.tokens", "pipeline.bert"}
+    assert names == {"pipeline.tokens.1", "pipeline.bert.1"}
 
 
 def test_a_member_of_the_deployments_own_name_is_refused(repository: Repository) -> None:
@@ -262,7 +270,7 @@ def test_a_member_of_the_deployments_own_name_is_refused(repository: Repository)
     entry = repository.entry(models)
     with pytest.raises(DeploymentExistsError, match="another model of this deployment"):
         repository.plan(entry, 1)
-    assert repository.plan(entry, 1, prefixed=True)[0].versions.name == f"pipeline.{OWNER}"
+    assert repository.plan(entry, 1, prefixed=True)[0].versions.name == f"pipeline.{OWNER}.1"
 
 
 def test_a_name_that_gets_too_long_is_refused_at_once(repository: Repository) -> None:
@@ -300,7 +308,7 @@ def test_a_set_of_versions_is_kept_or_goes_elsewhere(repository: Repository) -> 
     with pytest.raises(ConfigError, match="another set of versions"):
         repository.plan(changed, 8)
     members = {each.member: each for each in repository.plan(changed, 8, prefixed=True)}
-    assert members["tokens"].versions == MemberVersions("pipeline.tokens", (1, 3))
+    assert members["tokens"].versions == MemberVersions("pipeline.tokens.8", (1, 3))
 
 
 def test_a_model_that_asks_is_told_where_the_others_are(repository: Repository) -> None:
@@ -312,7 +320,7 @@ def test_a_model_that_asks_is_told_where_the_others_are(repository: Repository) 
     config = repository.place().config()
     assert config is not None
     assert json.loads(config.parameters[MEMBERS_PARAMETER]) == {
-        "tokens": {"name": "pipeline.tokens", "version": 7}
+        "tokens": {"name": "pipeline.tokens.7", "version": 7}
     }
     assert "# mine\n" in config.text
 

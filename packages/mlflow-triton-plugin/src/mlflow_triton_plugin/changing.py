@@ -62,6 +62,7 @@ class Changer:
         example: GoldenExample | None = None,
         loads: bool = True,
         bring: Callable[[], None] = _nothing,
+        commit_brought: Callable[[], None] = _nothing,
     ) -> list[ModelState]:
         """Stage, validate, commit; or put everything back.
 
@@ -71,8 +72,9 @@ class Changer:
             options: of the command.
             operation: `create` or `update`, for the journal.
             example: what the model is to be asked before anybody else does.
-            loads: whether servers load it; otherwise only the repository changes.
+            loads: whether servers load it before it is committed; otherwise none does.
             bring: what the model needs in order to be loaded; called once it is staged.
+            commit_brought: commits that; called once the model is loaded.
 
         Returns:
             The states of its versions, of all servers together; none where it was not loaded.
@@ -82,26 +84,14 @@ class Changer:
         """
         staged, states = None, []
         try:
-            size_bytes = change.size_bytes(apart=options.tries_apart)
-            with copying(place.name, size_bytes) as on_copied:
-                staged = place.stage(
-                    change,
-                    operation=operation,
-                    holder=holder(),
-                    apart=options.tries_apart,
-                    on_copied=on_copied,
-                )
+            staged = self._stage(place, change, options, operation)
             bring()
-            if loads and staged.apart and self.servers.load_paths:
+            if staged.apart and self.servers.load_paths:
                 self._try_apart(place, staged, options, example)
             place.install(staged)
             if loads:
-                states = self.servers.load(
-                    place.name,
-                    config=change.load_config.to_json() if change.load_config else None,
-                    versions=change.serving,
-                    timeout_s=options.load_timeout_s,
-                )
+                states = self._load(place, change, options)
+            commit_brought()
             # where the model's own policy decides, the server has just said what it serves
             place.commit(staged, serving=change.serving or ready_versions(states))
         except BaseException as exc:  # Ctrl-C too: what was begun is put back before it goes on
@@ -114,6 +104,44 @@ class Changer:
                 raise
             _logger.warning("%s; it was committed, and is finished now", exc)
         return states
+
+    def begin(
+        self, place: ModelPlace, change: Change, options: Options, *, operation: str
+    ) -> StagedChange:
+        """Stage a change and load it; the caller commits it, or has `recover` undo it.
+
+        Raises:
+            TritonRepoError, TritonServerError: it is for `recover`.
+        """
+        staged = self._stage(place, change, options, operation)
+        try:
+            place.install(staged)
+            self._load(place, change, options)
+        except BaseException:
+            staged.abandon()
+            raise
+        return staged
+
+    def _stage(
+        self, place: ModelPlace, change: Change, options: Options, operation: str
+    ) -> StagedChange:
+        size_bytes = change.size_bytes(apart=options.tries_apart)
+        with copying(place.name, size_bytes) as on_copied:
+            return place.stage(
+                change,
+                operation=operation,
+                holder=holder(),
+                apart=options.tries_apart,
+                on_copied=on_copied,
+            )
+
+    def _load(self, place: ModelPlace, change: Change, options: Options) -> list[ModelState]:
+        return self.servers.load(
+            place.name,
+            config=change.load_config.to_json() if change.load_config else None,
+            versions=change.serving,
+            timeout_s=options.load_timeout_s,
+        )
 
     def remove(
         self,

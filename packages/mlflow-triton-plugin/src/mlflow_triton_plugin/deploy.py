@@ -13,6 +13,7 @@ area, as a model that no client knows of.
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -290,15 +291,18 @@ class Deployer:
         members = Members(place, self._changer, options)
         names = planned.change.members
         try:
-            states = self._changer.apply(
-                place,
-                planned.change,
-                options,
-                operation=operation,
-                example=planned.example,
-                bring=partial(members.bring, planned.members),
-            )
+            with ExitStack() as locks:
+                states = self._changer.apply(
+                    place,
+                    planned.change,
+                    options,
+                    operation=operation,
+                    example=planned.example,
+                    bring=partial(members.bring, planned.members, locks),
+                    commit_brought=members.commit,
+                )
         except BaseException as exc:
+            members.abandon()
             if names and type(exc) is not LockedError:  # taken over: it is for others
                 self._put_members_back(place, names, options)
             raise

@@ -240,8 +240,9 @@ OPTIONS: dict[str, _Option] = {
         choice(MemberNames),
         ("create", "update", "run-local"),
         "of several models that are deployed as one (an ensemble and its members): own, the "
-        "members keep their names, which nobody else may have; or prefixed, they are called "
-        "NAME.member, and can change in any way at an update. An update keeps it; default own",
+        "members keep their names, which nobody else may have; or prefixed, each that changes gets "
+        "a directory of its own, NAME.member.7, so that anything can change, and nothing that "
+        "serves is loaded again. An update keeps it; default own",
     ),
     "validate": _Option(
         "validate",

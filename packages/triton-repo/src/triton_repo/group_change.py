@@ -1,14 +1,15 @@
 """Plans where the members of a model go, so that it can be loaded beside what serves.
 
-A member is a model directory like any other: its versions never change, and several serve while the
-model that needs it goes from one to the next. Its config.pbtxt is one for all of them, so what
-cannot serve beside the others gets a directory of its own, where its name is ours to choose.
+A member is a model directory like any other. Under its own name a member that changes is one more
+version there: several serve while the model that needs it goes from one to the next. Triton has one
+config.pbtxt for all of them, so they have to agree about it, and it loads all of them anew when
+that changes. Where its name is ours to choose, each has a directory of its own instead.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import chain, count
 from typing import TYPE_CHECKING
 
 from triton_repo.change import Change, Together, plan_change, plan_return
@@ -20,7 +21,7 @@ from triton_repo.placement import ModelPlace, PlaceState
 from triton_repo.store._copy import digest_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from triton_repo.entry import RepositoryEntry, Tree
     from triton_repo.record import FileDigest, Source, VersionRecord
@@ -77,7 +78,8 @@ def plan_members(
         base: what stands there; None for nothing, or nothing that stays.
         source: where all of them come from.
         wanted_version: the number that a new version should have; 0 for the next free one.
-        prefixed: whether members are called `<owner>.<member>`; else each keeps its name.
+        prefixed: whether members are called `<owner>.<member>.<number>`, a name for each that is
+            another; else each keeps its own.
 
     Returns:
         One for each, in the order of loading.
@@ -92,42 +94,20 @@ def plan_members(
         models = {name: before.versions for name, before in planned.items()}
         # all of them are needed by the model that is deployed: a member's record names none
         placed = replace(each.with_models(models), models={}, part_of=owner.name)
-        placing = _Placing(placed, source, wanted_version, needed)
-        taken = {owner.name, *(models[name].name for name in models)}
-        names = _prefixed(owner.name, member) if prefixed else iter([member])
-        planned[member] = _first_fit(placing, owner, member, names, taken)
+        placing = _Placing(owner, member, placed, source, wanted_version, needed)
+        taken = {owner.name, *(place.name for place in models.values())}
+        if prefixed:
+            planned[member] = placing.apart(_places_of(member, base), taken)
+        else:
+            planned[member] = placing.by_its_name(taken)
     return list(planned.values())
 
 
-def _prefixed(owner: str, member: str) -> Iterator[str]:
-    yield f"{owner}.{member}"
-    for number in count(2):
-        yield f"{owner}.{member}.{number}"
-
-
-def _first_fit(
-    placing: _Placing, owner: ModelPlace, member: str, names: Iterator[str], taken: set[str]
-) -> MemberChange:
-    """Plan a member under the first name that it can have.
-
-    Raises:
-        DeploymentExistsError, ConfigError: it can have none.
-    """
-    name, why = member, _UnfitError("there is no other name", is_taken=True)
-    for name in names:
-        if name in taken:
-            why = _UnfitError("another model of this deployment has that name", is_taken=True)
-            continue
-        try:
-            return placing.at(member, ModelPlace(owner.store, check_name(name)))
-        except _UnfitError as exc:
-            why = exc
-    hint = f"-C member_names=prefixed gives it a name of its own, such as {owner.name}.{member}"
-    if why.is_taken:
-        raise DeploymentExistsError(
-            f"{owner.name} needs a model {name} beside it, and {why}; {hint}", name=name
-        ) from why
-    raise ConfigError(f"{why}; {hint}", field="member_names") from why
+def _places_of(member: str, base: Stock | None) -> list[str]:
+    """Where versions on disk have a member, the main one's first; not under its own name."""
+    records = [*base.now.served, *base.versions.values()] if base is not None else []
+    found = [seen.models[member].name for seen in records if member in seen.models]
+    return [name for name in dict.fromkeys(found) if name != member]
 
 
 @dataclass(frozen=True)
@@ -135,38 +115,103 @@ class _Placing:
     """One member, looking for its place.
 
     Attributes:
-        entry: the member.
+        owner: the model that needs it.
+        member: its name in the artifact.
+        entry: what it is.
         source: where it comes from.
         wanted_version: see `plan_members`.
-        needed: versions that serve the older version of the model that needs it, by directory.
+        needed: versions that serve the older version of the owner, by directory.
     """
 
+    owner: ModelPlace
+    member: str
     entry: RepositoryEntry
     source: Source
     wanted_version: int
     needed: Mapping[str, frozenset[int]]
 
-    def at(self, member: str, place: ModelPlace) -> MemberChange:
-        """Plan it for one directory.
+    def by_its_name(self, taken: Collection[str]) -> MemberChange:
+        """Plan it under its own name, beside its older versions.
+
+        Raises:
+            DeploymentExistsError: the name is somebody else's.
+            ConfigError: it cannot serve beside what is there.
+        """
+        hint = (
+            "-C member_names=prefixed gives it a name of its own, such as "
+            f"{self.owner.name}.{self.member}.1"
+        )
+        try:
+            return self._at(self.member, taken)
+        except _UnfitError as exc:
+            if not exc.is_taken:
+                raise ConfigError(f"{exc}; {hint}", field="member_names") from exc
+            raise DeploymentExistsError(
+                f"{self.owner.name} needs a model {self.member} beside it, and {exc}; {hint}",
+                name=self.member,
+            ) from exc
+
+    def apart(self, places: Iterable[str], taken: Collection[str]) -> MemberChange:
+        """Plan it in a directory of its own: where it is already, or else in a new one.
+
+        Args:
+            places: where versions of it are.
+            taken: names that are given already.
+        """
+        numbers = count(self.wanted_version or 1)
+        new = (f"{self.owner.name}.{self.member}.{number}" for number in numbers)
+        for name in chain(places, new):
+            place = self._place(name)
+            try:
+                base = None if name in taken else _own_stock(place, self.entry.part_of)
+            except _UnfitError:
+                continue
+            found = self._same(place, base) if base is not None else None
+            if found is not None:
+                return found
+            if base is None and name not in taken:
+                return self._new(place)
+        raise AssertionError("numbers have an end")
+
+    def _at(self, name: str, taken: Collection[str]) -> MemberChange:
+        """Plan it for a directory that may have its older versions.
 
         Raises:
             _UnfitError: this is somebody else's, or it cannot serve beside what is there.
-            ConfigError: the member's config.pbtxt in the repository was edited and cannot be read.
+            ConfigError: config.pbtxt was edited there, and cannot be read.
         """
-        entry = self.entry.renamed(place.name)
-        base = _own_stock(place, entry.part_of)
+        if name in taken:
+            raise _UnfitError("another model of this deployment has that name", is_taken=True)
+        place = self._place(name)
+        base = _own_stock(place, self.entry.part_of)
         if base is None:
-            change = plan_change(entry, self.source, base=None, wanted_version=self.wanted_version)
-            numbers = tuple(change.entry.versions)
-            return MemberChange(
-                member, place, MemberVersions(place.name, numbers), change, change.serving
-            )
+            return self._new(place)
+        return self._same(place, base) or self._beside(place, base)
+
+    def _place(self, name: str) -> ModelPlace:
+        return ModelPlace(self.owner.store, check_name(name))
+
+    def _needed_at(self, place: ModelPlace, base: Stock) -> frozenset[int]:
+        return self.needed.get(place.name, frozenset()) & base.versions.keys()
+
+    def _new(self, place: ModelPlace) -> MemberChange:
+        entry = self.entry.renamed(place.name)
+        change = plan_change(entry, self.source, base=None, wanted_version=self.wanted_version)
+        versions = MemberVersions(place.name, tuple(change.entry.versions))
+        return MemberChange(self.member, place, versions, change, change.serving)
+
+    def _same(self, place: ModelPlace, base: Stock) -> MemberChange | None:
+        """Plan to use what is there, if it is this very member."""
+        numbers = _same_versions(place, self.entry.renamed(place.name), base)
+        if not numbers:
+            return None
+        return _there(self.member, place, base, numbers, self._needed_at(place, base))
+
+    def _beside(self, place: ModelPlace, base: Stock) -> MemberChange:
+        """Plan one more version; see `_at`."""
         if base.broken_config is not None:
             raise base.broken_config
-        needed = self.needed.get(place.name, frozenset()) & base.versions.keys()
-        numbers = _same_versions(place, entry, base)
-        if numbers:
-            return _there(member, place, base, numbers, needed)
+        entry = self.entry.renamed(place.name)
         _refuse_differing(place, entry, base)
         number = self.wanted_version
         if not number or number in base.versions:
@@ -177,10 +222,10 @@ class _Placing:
             base=base,
             wanted_version=number,
             keep_versions=len(base.versions) + 1,
-            together=Together(versions=(number, *sorted(needed))),
+            together=Together(versions=(number, *sorted(self._needed_at(place, base)))),
         )
         versions = MemberVersions(place.name, (number,))
-        return MemberChange(member, place, versions, change, change.serving)
+        return MemberChange(self.member, place, versions, change, change.serving)
 
 
 def plan_return_of_members(
