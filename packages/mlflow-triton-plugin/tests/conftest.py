@@ -9,6 +9,8 @@ from mlflow.deployments import get_deploy_client
 
 from mlflow_triton_plugin.local import LocalTriton
 
+from .groups import Pipelines
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
@@ -97,6 +99,27 @@ def snapshot(repository: Path) -> Callable[[str], dict[str, bytes]]:
 def registered() -> Callable[[str], str]:
     """A name for a registered model that nobody else uses."""
     return lambda stem: f"{stem}-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def pipelines(name: str, registered: Callable[[str], str], tmp_path: Path) -> Pipelines:
+    return Pipelines(registered("pipeline"), tmp_path, f"{name}_a", f"{name}_b")
+
+
+@pytest.fixture
+def standing(repository: Path, name: str) -> Callable[[], dict[str, bytes]]:
+    """Every file of the deployments of this test, directories by their path and a slash."""
+
+    def look() -> dict[str, bytes]:
+        return {
+            str(path.relative_to(repository)) + ("/" if path.is_dir() else ""): (
+                b"" if path.is_dir() else path.read_bytes()
+            )
+            for path in repository.rglob("*")
+            if path.relative_to(repository).parts[0].startswith(name)
+        }
+
+    return look
 
 
 def error_of(raised: pytest.ExceptionInfo[Any]) -> tuple[str, str]:

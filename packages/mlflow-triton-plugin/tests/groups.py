@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import mlflow
+import numpy as np
 
 from .models import ONE_INSTANCE, PYTHON_CONFIG, python_directory, python_source
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["add_asking", "add_ensemble", "add_scale", "log_group", "register_group"]
+    from mlflow_triton_plugin.plugin import TritonDeploymentClient
+
+__all__ = [
+    "Pipelines",
+    "add_asking",
+    "add_ensemble",
+    "add_scale",
+    "answer",
+    "log_group",
+    "register_group",
+]
 
 #: The way from x to y: the tensors between the steps are called after their order.
 _STEP = """\
@@ -101,3 +113,45 @@ def register_group(name: str, folder: Path, main: str = "") -> str:
         client.create_registered_model(name)
     version = client.create_model_version(name, log_group(folder, main)).version
     return f"models:/{name}/{version}"
+
+
+@dataclass
+class Pipelines:
+    """Makes versions of a registered pipeline: x through `first` and `second`, all from scratch.
+
+    Attributes:
+        model: the registered model.
+        folder: where their artifacts are.
+        first: the name of the first member, and of the second.
+    """
+
+    model: str
+    folder: Path
+    first: str
+    second: str
+    made: list[str] = field(default_factory=list)
+
+    def make(self, one: float, two: float, *, config: str = "", nested: bool = False) -> str:
+        """A version whose members multiply by these; the URI."""
+        root = self.folder / str(len(self.made)) / "models"
+        add_scale(root, self.first, one, config=config)
+        add_scale(root, self.second, two)
+        if nested:
+            add_ensemble(root, f"{self.first}_in", self.first)
+        add_ensemble(root, "all", f"{self.first}_in" if nested else self.first, self.second)
+        return self.registered(root)
+
+    def registered(self, root: Path, main: str = "") -> str:
+        self.made.append(register_group(self.model, root.parent, main))
+        return self.made[-1]
+
+    @property
+    def root(self) -> Path:
+        """The directory of the models of the version to come."""
+        return self.folder / str(len(self.made)) / "models"
+
+
+def answer(client: TritonDeploymentClient, name: str) -> float:
+    """What a model or a pipeline of these answers to 1."""
+    given = {"x": np.ones(1, np.float32)}
+    return float(client.predict(name, given)["outputs"]["y"][0])

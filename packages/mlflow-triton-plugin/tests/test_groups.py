@@ -5,13 +5,11 @@ from __future__ import annotations
 import re
 import shutil
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 
-from .groups import add_asking, add_ensemble, add_scale, register_group
+from .groups import Pipelines, add_asking, add_ensemble, add_scale, answer, register_group
 from .models import log_scale, python_source
 from .refusals import refused
 
@@ -22,69 +20,7 @@ if TYPE_CHECKING:
     from mlflow_triton_plugin.local import LocalTriton
     from mlflow_triton_plugin.plugin import TritonDeploymentClient
 
-ONE = np.ones(1, np.float32)
 BROKEN = "raise ValueError('never')"
-
-
-@dataclass
-class Pipelines:
-    """Makes versions of a registered pipeline: x through `first` and `second`, all from scratch.
-
-    Attributes:
-        model: the registered model.
-        folder: where their artifacts are.
-        first: the name of the first member, and of the second.
-    """
-
-    model: str
-    folder: Path
-    first: str
-    second: str
-    made: list[str] = field(default_factory=list)
-
-    def make(self, one: float, two: float, *, config: str = "", nested: bool = False) -> str:
-        """A version whose members multiply by these; the URI."""
-        root = self.folder / str(len(self.made)) / "models"
-        add_scale(root, self.first, one, config=config)
-        add_scale(root, self.second, two)
-        if nested:
-            add_ensemble(root, f"{self.first}_in", self.first)
-        add_ensemble(root, "all", f"{self.first}_in" if nested else self.first, self.second)
-        return self.registered(root)
-
-    def registered(self, root: Path, main: str = "") -> str:
-        self.made.append(register_group(self.model, root.parent, main))
-        return self.made[-1]
-
-    @property
-    def root(self) -> Path:
-        """The directory of the models of the version to come."""
-        return self.folder / str(len(self.made)) / "models"
-
-
-@pytest.fixture
-def pipelines(name: str, registered: Callable[[str], str], tmp_path: Path) -> Pipelines:
-    return Pipelines(registered("pipeline"), tmp_path, f"{name}_a", f"{name}_b")
-
-
-def answer(client: TritonDeploymentClient, name: str) -> float:
-    return float(client.predict(name, {"x": ONE})["outputs"]["y"][0])
-
-
-@pytest.fixture
-def standing(repository: Path, name: str) -> Callable[[], dict[str, bytes]]:
-    """Every file of the deployments of this test, directories by their path and a slash."""
-
-    def look() -> dict[str, bytes]:
-        return {
-            str(path.relative_to(repository)) + ("/" if path.is_dir() else ""): (
-                b"" if path.is_dir() else path.read_bytes()
-            )
-            for path in repository.rglob("*")
-            if path.relative_to(repository).parts[0].startswith(name)
-        }
-
-    return look
 
 
 @pytest.fixture(autouse=True)
