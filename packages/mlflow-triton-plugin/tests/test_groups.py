@@ -537,3 +537,58 @@ def test_a_member_tuned_in_the_repository_stays_tuned(
     assert answer(client, name) == 15
     for member in (pipelines.first, pipelines.second):
         assert "# measured\n" in (repository / member / "config.pbtxt").read_text()
+
+
+# -- what is set when it is deployed --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names", ["own", "prefixed"])
+def test_options_of_a_member_are_kept_and_taken_back(
+    client: TritonDeploymentClient,
+    name: str,
+    pipelines: Pipelines,
+    repository: Path,
+    names: str,
+) -> None:
+    def count() -> list[str]:
+        members = client.get_deployment(name)["members"]
+        return [
+            re.findall(r"count: (\d)", (repository / each["name"] / "config.pbtxt").read_text())[0]
+            for each in (members[pipelines.first], members[pipelines.second])
+        ]
+
+    option = f"member.{pipelines.first}.instance_count"
+    config = {"member_names": names, option: 2}
+    client.create_deployment(name, pipelines.make(2, 3), config=config)
+    assert count() == ["2", "1"]
+    client.update_deployment(name, pipelines.make(5, 3))
+    assert answer(client, name) == 15
+    assert count() == ["2", "1"]
+    client.update_deployment(name, config={option: "default"})
+    assert count() == ["1", "1"]
+    assert answer(client, name) == 15
+    assert client.verify_deployment() == []
+
+
+def test_options_of_a_member_that_is_not_there_are_refused(
+    client: TritonDeploymentClient,
+    name: str,
+    pipelines: Pipelines,
+    standing: Callable[[], dict[str, bytes]],
+) -> None:
+    uri = pipelines.make(2, 3)
+    for option, words in {
+        "member.other.instance_count": f"members of {name} are",
+        f"member.{pipelines.first}.instance_cuont": "is not an option of create",
+        f"member.{pipelines.first}.warmup": "is not an option of create",
+        "member.": "is not an option of create",
+        f"member.{pipelines.first}.config.cuont": "no field",
+    }.items():
+        config = {option: "2"}
+        refused(
+            lambda: client.create_deployment(name, uri, config=config),  # noqa: B023 - at once
+            "INVALID_PARAMETER_VALUE",
+            option.rpartition(".")[0] if "other" in option else option,
+            words,
+        )
+    assert standing() == {}

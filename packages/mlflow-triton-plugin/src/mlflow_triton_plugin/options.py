@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CONFIGURING",
     "DEFAULT_KEEP_VERSIONS",
+    "MEMBER_OPTION",
     "OPTIONS",
     "OVERRIDES",
     "OVERRIDE_PREFIXES",
@@ -67,6 +68,7 @@ class Options:
     """What `-C` (or `config=` in Python) said, with defaults filled in; see `OPTIONS`.
 
     `overrides` are fields of config.pbtxt, see `triton_repo.overrides`; None takes one back.
+    `member_overrides` are those of the members that come with it, by their names.
     """
 
     on_conflict: OnConflict = "fail"
@@ -83,6 +85,7 @@ class Options:
     load_timeout_s: float = 600.0
     lock_timeout_s: float = 0.0
     overrides: Mapping[str, str | None] = field(default_factory=dict)
+    member_overrides: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
     grpc_port: int = 8001
     http_port: int = 8000
 
@@ -96,6 +99,7 @@ class Options:
         """Whether config.pbtxt is to be another one, though the model may be the same."""
         return (
             bool(self.overrides)
+            or bool(self.member_overrides)
             or self.env is not None
             or bool(self.env_python)
             or self.member_names is not None
@@ -203,6 +207,12 @@ OVERRIDE_PREFIXES = {
 }
 #: Takes an override back: the model's own value counts again.
 DEFAULT = "default"
+#: How the options begin that set fields of a member's config.pbtxt.
+MEMBER_PREFIX = "member."
+#: How `help` calls them.
+MEMBER_OPTION = f"{MEMBER_PREFIX}NAME.OPTION"
+#: What only the model itself has: an input example.
+_NOT_OF_MEMBERS = ("warmup",)
 
 OPTIONS: dict[str, _Option] = {
     "on_conflict": _Option(
@@ -327,12 +337,16 @@ def parse_options(config: Mapping[str, Any] | None, *, command: str) -> Options:
         )
     parsed: dict[str, Any] = {}
     overrides: dict[str, str | None] = {}
+    of_members: dict[str, dict[str, str | None]] = {}
     for key, value in (config or {}).items():
         option = OPTIONS.get(key)
+        member, of_member = _member_option(key) if command in CONFIGURING else ("", "")
         if option is not None and command in option.commands:
             parsed[option.field] = option.parse(value, f"-C {key}")
         elif command in CONFIGURING and _is_override(key):
             overrides |= _overridden(key, value)
+        elif member:
+            of_members.setdefault(member, {}).update(_overridden(of_member, value, f"-C {key}"))
         else:
             raise SettingsError(_unknown_option(as_text(key), command), setting=as_text(key))
     if parsed.get("env") is not None and ENV_PARAMETER in overrides:
@@ -340,7 +354,22 @@ def parse_options(config: Mapping[str, Any] | None, *, command: str) -> Options:
             f"-C env and -C {ENV_PARAMETER} both say which packages the model runs with; give one",
             setting="-C env",
         )
-    return Options(**parsed, overrides=overrides)
+    return Options(**parsed, overrides=overrides, member_overrides=of_members)
+
+
+def _member_option(key: Any) -> tuple[str, str]:
+    """Which member an option is for, and which one it is of it; empty where it is for none.
+
+    Both a model's name and a field's path may have dots: the first that fits decides.
+    """
+    if not isinstance(key, str) or not key.startswith(MEMBER_PREFIX):
+        return "", ""
+    parts = key.removeprefix(MEMBER_PREFIX).split(".")
+    for at in range(1, len(parts)):
+        member, option = ".".join(parts[:at]), ".".join(parts[at:])
+        if member and option not in _NOT_OF_MEMBERS and _is_override(option):
+            return member, option
+    return "", ""
 
 
 def _is_override(key: Any) -> bool:
@@ -354,9 +383,9 @@ def _is_override(key: Any) -> bool:
     )
 
 
-def _overridden(key: str, value: Any) -> dict[str, str | None]:
+def _overridden(key: str, value: Any, setting: str = "") -> dict[str, str | None]:
     """The fields of config.pbtxt that one option sets; None for the model's own value."""
-    setting = f"-C {key}"
+    setting = setting or f"-C {key}"
     if key == "parameters":  # from Python
         if not isinstance(value, Mapping):
             raise SettingsError(
@@ -391,7 +420,7 @@ def _unknown_option(key: str, command: str) -> str:
         return f"-C {key} is no option; `mlflow-triton plan` shows what {command} would do"
     known = [name for name, option in OPTIONS.items() if command in option.commands]
     if command in CONFIGURING:
-        known += [*OVERRIDES, *(name for name, _ in OVERRIDE_PREFIXES.values())]
+        known += [*OVERRIDES, *(name for name, _ in OVERRIDE_PREFIXES.values()), MEMBER_OPTION]
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(known)}"
     return f"-C {key} is not an option of {command}; {hint}"

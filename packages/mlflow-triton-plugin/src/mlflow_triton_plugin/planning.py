@@ -29,7 +29,11 @@ from mlflow_triton_plugin.warming import effective_overrides, warmed
 from triton_repo.change import Change, Together, plan_change, plan_return
 from triton_repo.errors import ArtifactError, ConfigError, DeploymentExistsError
 from triton_repo.flavors import choose_flavor, convert
-from triton_repo.group_change import plan_members, plan_return_of_members
+from triton_repo.group_change import (
+    overrides_of_members,
+    plan_members,
+    plan_return_of_members,
+)
 from triton_repo.placement import PlaceState
 
 if TYPE_CHECKING:
@@ -266,6 +270,7 @@ class Planner:
             source,
             wanted_version=options.version or source.registered_version,
             prefixed=prefixed == "prefixed",
+            overrides=_member_overrides(place, entry, base, options),
         )
         for each in members:
             if each.place.state_to_change() is PlaceState.ABSENT:
@@ -296,6 +301,28 @@ def _set_before(base: Stock | None) -> Mapping[str, str]:
     """What was set of config.pbtxt when it was deployed."""
     main = base.recorded.main if base is not None and base.recorded is not None else None
     return main.overrides if main is not None else {}
+
+
+def _member_overrides(
+    place: ModelPlace, entry: RepositoryEntry, base: Stock | None, options: Options
+) -> dict[str, dict[str, str]]:
+    """What is set of the members' config.pbtxt: what was so far, and what is set now.
+
+    Raises:
+        ConfigError: there is no such member.
+    """
+    for member in options.member_overrides:
+        if member not in entry.members:
+            there = ", ".join(entry.members) or "none"
+            raise ConfigError(
+                f"-C member.{member}: the members of {place.name} are {there}", field="member"
+            )
+    before = overrides_of_members(place, base)
+    asked = options.member_overrides
+    return {
+        member: effective_overrides(before.get(member, {}), asked.get(member, {}))
+        for member in entry.members
+    }
 
 
 def _version_there(place: ModelPlace, base: Stock, options: Options) -> Together | None:

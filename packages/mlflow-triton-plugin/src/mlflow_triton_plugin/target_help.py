@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import textwrap
 
-from mlflow_triton_plugin.options import OPTIONS, OVERRIDE_PREFIXES, OVERRIDES
+from mlflow_triton_plugin.options import (
+    MEMBER_OPTION,
+    OPTIONS,
+    OVERRIDE_PREFIXES,
+    OVERRIDES,
+)
 from mlflow_triton_plugin.settings import VARIABLES
 from triton_repo.flavors import ANY_MODEL, SUPPORTED_FLAVORS
 
@@ -20,6 +25,11 @@ Target URI: triton, or triton://host:port to override TRITON_URL. Start Triton w
 _OVERRIDES = (
     "Options of create, update and run-local that set fields of config.pbtxt. An update keeps\n"
     "them; the value default gives one back to the model:"
+)
+
+_OF_MEMBERS = (
+    "one of these for a member of several models that are deployed as one, such as "
+    "member.bert.instance_count=2"
 )
 
 _EXAMPLES = """\
@@ -50,6 +60,7 @@ def help_text() -> str:
     }
     overrides = {f"-C {name}": override.help for name, override in OVERRIDES.items()}
     overrides |= {f"-C {name}": text for name, text in OVERRIDE_PREFIXES.values()}
+    overrides[f"-C {MEMBER_OPTION}"] = _OF_MEMBERS
     flavors = textwrap.fill(
         f"Flavors: {', '.join(SUPPORTED_FLAVORS)}. Without --flavor an update keeps the one that "
         "is deployed; else it is the first that the model has and its backend serves alike, or "

@@ -18,6 +18,7 @@ from triton_repo.errors import ConfigError, DeploymentExistsError
 from triton_repo.members import MemberVersions
 from triton_repo.names import check_name
 from triton_repo.placement import ModelPlace, PlaceState
+from triton_repo.record import RecordError
 from triton_repo.store._copy import digest_file
 
 if TYPE_CHECKING:
@@ -27,7 +28,13 @@ if TYPE_CHECKING:
     from triton_repo.record import FileDigest, Source, VersionRecord
     from triton_repo.stock import Stock
 
-__all__ = ["MemberChange", "plan_kept", "plan_members", "plan_return_of_members"]
+__all__ = [
+    "MemberChange",
+    "overrides_of_members",
+    "plan_kept",
+    "plan_members",
+    "plan_return_of_members",
+]
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,7 @@ def plan_members(
     *,
     wanted_version: int = 0,
     prefixed: bool = False,
+    overrides: Mapping[str, Mapping[str, str]] | None = None,
 ) -> list[MemberChange]:
     """Plan where the members of a model go.
 
@@ -80,6 +88,8 @@ def plan_members(
         wanted_version: the number that a new version should have; 0 for the next free one.
         prefixed: whether members are called `<owner>.<member>.<number>`, a name for each that is
             another; else each keeps its own.
+        overrides: fields of the members' config.pbtxt to set otherwise, by the members' names; see
+            `triton_repo.overrides`.
 
     Returns:
         One for each, in the order of loading.
@@ -94,13 +104,29 @@ def plan_members(
         models = {name: before.versions for name, before in planned.items()}
         # all of them are needed by the model that is deployed: a member's record names none
         placed = replace(each.with_models(models), models={}, part_of=owner.name)
-        placing = _Placing(owner, member, placed, source, wanted_version, needed)
+        set_now = (overrides or {}).get(member, {})
+        placing = _Placing(owner, member, placed, source, wanted_version, needed, set_now)
         taken = {owner.name, *(place.name for place in models.values())}
         if prefixed:
             planned[member] = placing.apart(_places_of(member, base), taken)
         else:
             planned[member] = placing.by_its_name(taken)
     return list(planned.values())
+
+
+def overrides_of_members(owner: ModelPlace, base: Stock | None) -> dict[str, Mapping[str, str]]:
+    """What was set of the config.pbtxt of the members that serve, by the members' names."""
+    main = base.now.main if base is not None else None
+    found: dict[str, Mapping[str, str]] = {}
+    for member, each in main.models.items() if main is not None else ():
+        try:
+            record = ModelPlace(owner.store, check_name(each.name)).record()
+        except RecordError:  # told to who needs more of it
+            continue
+        seen = record.versions.get(max(each.versions)) if record is not None else None
+        if seen is not None:
+            found[member] = seen.overrides
+    return found
 
 
 def _places_of(member: str, base: Stock | None) -> list[str]:
@@ -121,6 +147,7 @@ class _Placing:
         source: where it comes from.
         wanted_version: see `plan_members`.
         needed: versions that serve the older version of the owner, by directory.
+        overrides: see `plan_change`.
     """
 
     owner: ModelPlace
@@ -129,6 +156,7 @@ class _Placing:
     source: Source
     wanted_version: int
     needed: Mapping[str, frozenset[int]]
+    overrides: Mapping[str, str]
 
     def by_its_name(self, taken: Collection[str]) -> MemberChange:
         """Plan it under its own name, beside its older versions.
@@ -196,13 +224,19 @@ class _Placing:
 
     def _new(self, place: ModelPlace) -> MemberChange:
         entry = self.entry.renamed(place.name)
-        change = plan_change(entry, self.source, base=None, wanted_version=self.wanted_version)
+        change = plan_change(
+            entry,
+            self.source,
+            base=None,
+            wanted_version=self.wanted_version,
+            overrides=self.overrides,
+        )
         versions = MemberVersions(place.name, tuple(change.entry.versions))
         return MemberChange(self.member, place, versions, change, change.serving)
 
     def _same(self, place: ModelPlace, base: Stock) -> MemberChange | None:
         """Plan to use what is there, if it is this very member."""
-        numbers = _same_versions(place, self.entry.renamed(place.name), base)
+        numbers = _same_versions(place, self.entry.renamed(place.name), base, self.overrides)
         if not numbers:
             return None
         return _there(self.member, place, base, numbers, self._needed_at(place, base))
@@ -212,7 +246,7 @@ class _Placing:
         if base.broken_config is not None:
             raise base.broken_config
         entry = self.entry.renamed(place.name)
-        _refuse_differing(place, entry, base)
+        _refuse_differing(place, entry, base, self.overrides)
         number = self.wanted_version
         if not number or number in base.versions:
             number = max(base.versions) + 1
@@ -223,6 +257,7 @@ class _Placing:
             wanted_version=number,
             keep_versions=len(base.versions) + 1,
             together=Together(versions=(number, *sorted(self._needed_at(place, base)))),
+            overrides=self.overrides,
         )
         versions = MemberVersions(place.name, (number,))
         return MemberChange(self.member, place, versions, change, change.serving)
@@ -338,30 +373,36 @@ def _there(
 # -- what is there already ----------------------------------------------------------------------
 
 
-def _same_versions(place: ModelPlace, entry: RepositoryEntry, base: Stock) -> tuple[int, ...]:
+def _same_versions(
+    place: ModelPlace, entry: RepositoryEntry, base: Stock, overrides: Mapping[str, str]
+) -> tuple[int, ...]:
     """The versions on disk that are this very model and are whole; none where there are none."""
     if len(entry.versions) > 1:
         same = entry.versions.keys() == base.versions.keys() and all(
-            _is_same(place, entry, tree, base, number) for number, tree in entry.versions.items()
+            _is_same(place, entry, base, number, overrides) for number in entry.versions
         )
         return tuple(entry.versions) if same else ()
-    (tree,) = entry.versions.values()
-    for number in sorted(base.versions, reverse=True):
-        numbered = entry.renumbered(number)
-        if base.versions[number].members == 1 and _is_same(place, numbered, tree, base, number):
+    alone = [number for number, seen in base.versions.items() if seen.members == 1]
+    for number in sorted(alone, reverse=True):
+        if _is_same(place, entry.renumbered(number), base, number, overrides):
             return (number,)
     return ()
 
 
 def _is_same(
-    place: ModelPlace, entry: RepositoryEntry, tree: Tree, base: Stock, number: int
+    place: ModelPlace,
+    entry: RepositoryEntry,
+    base: Stock,
+    number: int,
+    overrides: Mapping[str, str],
 ) -> bool:
     """Whether a version has these files, and was placed with this config.pbtxt and its files."""
     seen = _brought(base, number)
     return (
         seen.brought_config == entry.config_text
+        and seen.overrides == overrides
         and _has(entry.shared, seen.brought_shared)
-        and _has(tree, seen.files)
+        and _has(entry.versions[number], seen.files)
         and _is_whole(place, base, number)
     )
 
@@ -387,7 +428,9 @@ def _is_whole(place: ModelPlace, base: Stock, number: int) -> bool:
     return place.digests_of(number, files) == files
 
 
-def _refuse_differing(place: ModelPlace, entry: RepositoryEntry, base: Stock) -> None:
+def _refuse_differing(
+    place: ModelPlace, entry: RepositoryEntry, base: Stock, overrides: Mapping[str, str]
+) -> None:
     """Make sure that a new version can serve beside those that are there.
 
     Raises:
@@ -396,7 +439,7 @@ def _refuse_differing(place: ModelPlace, entry: RepositoryEntry, base: Stock) ->
     if len(entry.versions) > 1 or any(seen.members > 1 for seen in base.versions.values()):
         why = f"{place.uri} has another set of versions, which is needed until the change is done"
         raise _UnfitError(why, is_taken=False)
-    config = entry.config or NO_CONFIG
+    config = (entry.config or NO_CONFIG).overridden(overrides)
     for number in sorted(base.versions):
         seen = _brought(base, number)
         differing = config.difference(ModelConfig.parse(seen.config))
