@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from mlflow_triton_plugin.describe import ready_versions
 from mlflow_triton_plugin.errors import ModelLoadError, ServerUnavailableError, TritonServerError
-from mlflow_triton_plugin.planning import serves
 from mlflow_triton_plugin.progress import copying
 from triton_repo.errors import LockedError, StoreError, StoreUnavailableError, TritonRepoError
 from triton_repo.placement import PlaceState
@@ -265,7 +264,7 @@ def _agree(servers: TritonServers, place: ModelPlace, timeout_s: float) -> None:
     """Make the servers serve what is on disk, after a change was undone there."""
     if place.state_to_change() is PlaceState.ABSENT:
         servers.unload(place.name, timeout_s=timeout_s)
-    elif serves(servers, place):
+    elif servers.serve(place.name):
         try:
             servers.load(place.name, config=None, versions=(), timeout_s=timeout_s)
         except ModelLoadError as exc:  # what serves goes on; the command itself may mend it

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from mlflow_triton_plugin.changing import MemberLockedError, holder
 from mlflow_triton_plugin.errors import ModelNotReadyError
-from mlflow_triton_plugin.planning import serves
 from triton_repo.errors import LockedError
 from triton_repo.group_change import plan_kept
 from triton_repo.names import check_name
@@ -205,7 +204,7 @@ class Members:
             self._drain()
             self.changer.remove(place, self.options.load_timeout_s)
             return
-        is_served = serves(self.changer.servers, place)
+        is_served = self.changer.servers.serve(place.name)
         if is_served and not serving:
             self._drain()
             self.changer.servers.unload(place.name, timeout_s=self.options.load_timeout_s)

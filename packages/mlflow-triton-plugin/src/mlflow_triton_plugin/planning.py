@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from triton_repo.record import Source
     from triton_repo.stock import Stock
 
-__all__ = ["Planned", "Planner", "serves"]
+__all__ = ["Planned", "Planner"]
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Planner:
                     "on_conflict=replace removes it",
                 )
             return place.take_stock()
-        if not again and serves(self.servers, place):
+        if not again and self.servers.serve(place.name):
             raise DeploymentExistsError(
                 f"{place.name} is deployed already; update it, delete it, or choose another name",
                 name=place.name,
@@ -170,7 +170,7 @@ class Planner:
         Raises:
             DeploymentExistsError: one does; it was left alone.
         """
-        if serves(self.servers, place):
+        if self.servers.serve(place.name):
             raise DeploymentExistsError(
                 f"{self.servers.endpoints} serves {place.name}, and {place.store.uri} holds none: "
                 "TRITON_MODEL_REPO is not the directory that this server reads (or the "
@@ -393,9 +393,3 @@ def _returned(base: Stock, version: int, source: Source, options: Options) -> Ch
         keep_versions=options.keep_versions or DEFAULT_KEEP_VERSIONS,
         together=options.serve_versions,
     )
-
-
-def serves(servers: TritonServers, place: ModelPlace) -> bool:
-    """Whether a server has a version of this model READY."""
-    states = servers.states(place.name).get(place.name, [])
-    return any(state.state == "READY" for state in states)

@@ -376,6 +376,10 @@ class TritonServers:
                     found.setdefault(state.name, []).append(state)
         return found
 
+    def serve(self, model: str) -> bool:
+        """Whether one of them has a version of the model READY."""
+        return any(state.state == "READY" for state in self.states(model).get(model, []))
+
     def __iter__(self) -> Iterator[TritonServer]:
         return iter(self._servers)
 
