@@ -80,7 +80,8 @@ MEASURE = """
 import resource, sys
 from pathlib import Path
 from publish_tools import onnx_file
-from publish_tools.plan import content_digest, plan_onnx
+from publish_tools._single_files import plan_onnx
+from publish_tools.plan import content_digest
 
 def peak_kb():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

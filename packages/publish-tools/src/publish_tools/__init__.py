@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from publish_tools.errors import LabelError, PublishError, RegistrationError, UploadError
-    from publish_tools.plan import ModelPlan, plan_model, plan_repository
+    from publish_tools.model_plan import ModelPlan
+    from publish_tools.plan import plan_model, plan_repository
     from publish_tools.publish import (
         Destination,
         FailedModel,
@@ -43,7 +44,8 @@ __all__ = [
 
 _HOMES = {
     "errors": ("LabelError", "PublishError", "RegistrationError", "UploadError"),
-    "plan": ("ModelPlan", "plan_model", "plan_repository"),
+    "model_plan": ("ModelPlan",),
+    "plan": ("plan_model", "plan_repository"),
     "publish": (
         "Destination",
         "FailedModel",

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mlflow.models.model import ModelInfo
 
     from publish_tools.examples import Examples
-    from publish_tools.plan import ModelPlan
+    from publish_tools.model_plan import ModelPlan
     from triton_repo.entry import Tree
 
 __all__ = [

@@ -30,7 +30,7 @@ from triton_repo.text import human_size, one_line
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from publish_tools.plan import ModelPlan
+    from publish_tools.model_plan import ModelPlan
     from triton_repo.tensors import TensorSpec
 
 __all__ = ["main"]
@@ -108,7 +108,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         group,
         "model_directory",
         "directory in Triton's layout, or of several models that are deployed as one (an ensemble "
-        "and its members), or an .onnx file",
+        "and its members), or a single file: .onnx, .plan, .engine, .xml, .pt",
         "PATH",
     )
     _flag(

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mlflow.models.model import ModelInfo
 
     from publish_tools.examples import Example
-    from publish_tools.plan import ModelPlan
+    from publish_tools.model_plan import ModelPlan
     from triton_repo.group import ModelGroup
 
 __all__ = ["FLAVOR_NAME", "TritonModel", "load_model", "log_model", "save_model"]
