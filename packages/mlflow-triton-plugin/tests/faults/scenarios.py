@@ -213,13 +213,6 @@ OF_SEVERAL: Mapping[str, Scenario] = {
         old=3,
         new=2,
     ),
-    "roll-back of several": Scenario(
-        (_create(1, SEVERAL), _update(2, SEVERAL)),
-        _update(1, SEVERAL),
-        (_update(2, SEVERAL),),
-        old=3,
-        new=2,
-    ),
     "delete of several": Scenario(
         (_create(1, SEVERAL),), _DELETE, (_create(1, SEVERAL),), old=2, new=None
     ),

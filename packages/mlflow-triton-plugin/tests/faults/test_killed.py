@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 
 ALL_SCENARIOS = {**SCENARIOS, **KILLED_TOO, **OF_SEVERAL}
-#: What is rolled back differs from what is updated in what is planned alone.
-NOT_KILLED = {"roll-back of several"}
 #: Killed before each call on an object store too: its requests are those of other scenarios.
 BY_CALL = {"update of a set"}
 
@@ -56,7 +54,7 @@ def kill(walk: Walk, scenario: Scenario, fault: Fault) -> None:
 
 
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("label", [each for each in ALL_SCENARIOS if each not in NOT_KILLED])
+@pytest.mark.parametrize("label", ALL_SCENARIOS)
 def test_whatever_call_a_command_dies_at_a_fresh_server_serves_what_was_committed(
     bench: Bench, label: str, count: Callable[[str, str, int], None]
 ) -> None:
