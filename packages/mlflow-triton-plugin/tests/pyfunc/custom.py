@@ -208,3 +208,33 @@ class Sums(PythonModel):
 
     def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
         return model_input.sum(axis=1).to_numpy(np.float32)
+
+
+class Leaving(PythonModel):
+    """Raises what no `except Exception` catches."""
+
+    def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        if (model_input["how"] != "stays").any():
+            raise _WAYS[next(each for each in model_input["how"] if each != "stays")]
+        return model_input["how"]
+
+    def predict_stream(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        yield "first"
+        if model_input["how"] != "stays":
+            raise _WAYS[model_input["how"]]
+
+
+class Wordless(Exception):  # noqa: N818 - it is a name to be told
+    """Has no words, and those it would have are no text."""
+
+    def __str__(self) -> str:
+        raise ValueError
+
+
+_WAYS: dict[str, BaseException] = {
+    "SystemExit": SystemExit(3),
+    "KeyboardInterrupt": KeyboardInterrupt(),
+    "GeneratorExit": GeneratorExit(),
+    "Wordless": Wordless(),
+    "UnicodeError": UnicodeError("lone \ud800"),
+}

@@ -9,6 +9,7 @@ import threading
 import urllib.request
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from queue import Queue
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from mlflow.deployments import get_deploy_client
+from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature, infer_signature
 from mlflow.types import ColSpec, Schema
 from tritonclient import grpc as triton_grpc
@@ -173,6 +175,51 @@ def test_an_error_in_the_midst_comes_after_the_pieces_before_it(
     assert list(pieces) == []
     begin = lambda: pyfunc_client.predict_stream(telling[0], {"prompt": ["bad"]})  # noqa: E731
     refused(begin, "BAD_REQUEST", "word 0 is bad")
+
+
+WAYS = ("SystemExit", "KeyboardInterrupt", "GeneratorExit", "Wordless", "UnicodeError")
+
+
+@pytest.fixture(scope="module")
+def leaving() -> str:
+    """The URI of a model that raises what its row says."""
+    signature = infer_signature(pd.DataFrame({"how": ["x"]}), ["text"])
+    uri: str = log_pyfunc(custom.Leaving(), signature=signature).model_uri
+    return uri
+
+
+@pytest.mark.parametrize("stream", ["true", "false"])
+def test_whatever_a_model_raises_ends_its_request_and_nothing_else(
+    pyfunc_client: TritonDeploymentClient, leaving: str, stream: str
+) -> None:
+    """`sys.exit()` too: the version goes on answering, and unloads when it is asked to."""
+    name = f"m{uuid.uuid4().hex[:12]}"
+    pyfunc_client.create_deployment(name, leaving, config={"stream": stream, "load_timeout": "30"})
+    try:
+        for way in WAYS:
+            asked = {"how": [way]}
+            refused(partial(pyfunc_client.predict, name, asked), "BAD_REQUEST", way)
+            if stream == "true":
+                pieces = pyfunc_client.predict_stream(name, asked)
+                assert texts([next(pieces)]) == ["first"]
+                refused(partial(next, pieces), "BAD_REQUEST", way)
+                assert list(pieces) == []
+        assert beside_each_other(pyfunc_client, name) == ["stays", "SystemExit"] * 20
+    finally:
+        pyfunc_client.delete_deployment(name, config={"load_timeout": "30"})
+
+
+def beside_each_other(client: TritonDeploymentClient, name: str) -> list[str]:
+    """What requests that Triton may join are answered, each by itself."""
+
+    def ask(how: str) -> str:
+        try:
+            return texts([client.predict(name, {"how": [how]})])[0]
+        except MlflowException as exc:
+            return how if how in str(exc) else str(exc)
+
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(ask, ["stays", "SystemExit"] * 20))
 
 
 def test_streams_and_predictions_go_on_beside_each_other(

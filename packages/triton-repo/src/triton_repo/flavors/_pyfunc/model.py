@@ -19,7 +19,7 @@ import re
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from importlib import metadata
 from pathlib import Path
 from threading import BoundedSemaphore
@@ -96,7 +96,7 @@ class TritonPythonModel:
             return self._answers(requests)
         rest = [request for request in requests if not self._streams.takes(request)]
         for request, response in zip(rest, self._answers(rest), strict=True):
-            request.get_response_sender().send(response, flags=_FINAL)
+            _finish(request.get_response_sender(), response)
         return None
 
     def finalize(self) -> None:
@@ -108,7 +108,7 @@ class TritonPythonModel:
         """The answer to one request, in pieces: a response each.
 
         Raises:
-            Exception: the model's own, in the midst of it.
+            BaseException: the model's own, in the midst of it.
         """
         data = self._given.data(member.arrays)
         params = self._given.params(member.parameters)
@@ -131,7 +131,7 @@ class TritonPythonModel:
         for place, request in enumerate(requests):
             try:
                 member = self.member(place, request)
-            except Exception as exc:  # noqa: BLE001 - whatever it is, it is this request's
+            except BaseException as exc:  # noqa: BLE001 - whatever it is, it is this request's
                 responses[place] = _refusal(exc)
                 continue
             groups.setdefault(member.key if self._batched else place, []).append(member)
@@ -156,7 +156,7 @@ class TritonPythonModel:
         }
         try:
             outputs = self._predict(joined, members[0].parameters)
-        except Exception:  # noqa: BLE001 - one of them spoils it; which, is found one by one
+        except BaseException:  # noqa: BLE001 - one of them spoils it; which, is found one by one
             return False
         ends = np.cumsum([member.rows for member in members])
         kept = self._rows_are_kept = all(len(output) == ends[-1] for output in outputs)
@@ -171,7 +171,7 @@ class TritonPythonModel:
             try:
                 outputs = self._predict(member.arrays, member.parameters)
                 responses[member.place] = self._wanted.response(outputs)
-            except Exception as exc:  # noqa: BLE001 - the model's own
+            except BaseException as exc:  # noqa: BLE001 - sys.exit() must not be the others'
                 responses[member.place] = _refusal(exc)
 
     def _predict(self, arrays: Arrays, parameters: str) -> list[NDArray[Any]]:
@@ -216,7 +216,7 @@ class _Streams:
             member = self._model.member(0, request)
             # Triton may have its memory back when `execute` returns
             member.arrays = {name: array.copy() for name, array in member.arrays.items()}
-        except Exception as exc:  # noqa: BLE001 - whatever it is, it is this request's
+        except BaseException as exc:  # noqa: BLE001 - whatever it is, it is this request's
             sender.send(_refusal(exc), flags=_FINAL)
             return True
         self._free.acquire()
@@ -228,20 +228,37 @@ class _Streams:
         self._threads.shutdown()
 
     def _answer(self, member: Member, sender: Any) -> None:
+        refusal = None
+        try:
+            self._send_pieces(member, sender)
+        except BaseException as exc:  # noqa: BLE001 - the model's own: sys.exit() is one, too
+            refusal = _refusal(exc)
+        finally:
+            self._free.release()
+        sender.send(refusal, flags=_FINAL)
+
+    def _send_pieces(self, member: Member, sender: Any) -> None:
         # servers before 23.10 do not know
         is_cancelled = getattr(sender, "is_cancelled", bool)
-        pieces = self._model.pieces(member)
-        try:
+        with closing(self._model.pieces(member)) as pieces:
             for response in pieces:
                 if is_cancelled():
                     break
                 sender.send(response)
-            pieces.close()
-            sender.send(flags=_FINAL)
-        except Exception as exc:  # noqa: BLE001 - the model's own
-            sender.send(_refusal(exc), flags=_FINAL)
-        finally:
-            self._free.release()
+
+
+def _finish(sender: Any, response: Any) -> None:
+    """Send a request's only response, and then that it was the last.
+
+    In two steps: a sender that fails at the last one (memory is short) takes nothing more, and
+    Triton never unloads a version that has a request without its end.
+    """
+    refusal = None
+    try:
+        sender.send(response)
+    except Exception as exc:  # noqa: BLE001 - the backend's own
+        refusal = _refusal(exc)
+    sender.send(refusal, flags=_FINAL)
 
 
 def _parameters(request: Any) -> str:
@@ -326,7 +343,11 @@ class Member:
         return len(next(iter(self.arrays.values()), ()))
 
 
-def _refusal(exc: Exception) -> Any:
-    text = str(exc).strip()
+def _refusal(exc: BaseException) -> Any:
+    try:
+        text = str(exc).strip()
+    except Exception:  # noqa: BLE001 - a model's exception may fail at that, too
+        text = ""
     told = f"{type(exc).__name__}: {text}" if text else type(exc).__name__
-    return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(told))
+    readable = told.encode("utf-8", "backslashreplace").decode()
+    return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(readable))
