@@ -126,6 +126,31 @@ def test_what_is_json_is_said_where_a_client_can_read_it(tmp_path: Path) -> None
     }
 
 
+def test_inputs_that_take_lists_of_objects_are_said(tmp_path: Path) -> None:
+    objects = array({"type": "object", "properties": {}})
+    inputs = [column("m", objects), column("o", "any"), column("s", array({"type": "string"}))]
+    config = config_of(tmp_path, inputs=inputs, outputs=LONG)
+    assert json.loads(config.parameters["mlflow_json_inputs"]) == ["m", "o"]
+    assert json.loads(config.parameters["mlflow_json_lists"]) == ["m"]
+
+
+@pytest.mark.parametrize("name", ["choices", "messages"])
+def test_a_chat_answers_one_json_text_whatever_its_keys(tmp_path: Path, name: str) -> None:
+    """Triton has no optional outputs, and pieces have other keys than answers."""
+    objects = array({"type": "object", "properties": {}})
+    outputs = [column("id", "string"), column(name, objects), column("u", "any", required=False)]
+    config = config_of(tmp_path, inputs=LONG, outputs=outputs)
+    assert config.outputs == (TensorSpec("predictions", "BYTES", (1,)),)
+    assert json.loads(config.parameters["mlflow_json_outputs"]) == ["predictions"]
+    assert "one JSON text" in config.text
+
+
+def test_others_keep_their_outputs(tmp_path: Path) -> None:
+    outputs = [column("choices", array({"type": "string"})), column("u", "any", required=False)]
+    config = config_of(tmp_path, inputs=LONG, outputs=outputs)
+    assert [spec.name for spec in config.outputs] == ["choices", "u"]
+
+
 def test_what_may_be_left_out_is_optional(tmp_path: Path) -> None:
     columns = [column("a", "long"), column("b", "long", required=False)]
     assert [spec.optional for spec in config_of(tmp_path, inputs=columns, outputs=LONG).inputs] == [

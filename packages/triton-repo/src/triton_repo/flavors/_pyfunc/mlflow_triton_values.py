@@ -137,20 +137,28 @@ class Wanted:
     """What a prediction is made into: arrays of the outputs' types and shapes."""
 
     def __init__(
-        self, outputs: list[dict[str, Any]], signature: ModelSignature | None, *, batched: bool
+        self,
+        outputs: list[dict[str, Any]],
+        signature: ModelSignature | None,
+        *,
+        batched: bool,
+        as_json: Sequence[str] = (),
     ) -> None:
         self._names: list[str] = [each["name"] for each in outputs]
         self._types = [pb_utils.triton_string_to_numpy(each["data_type"]) for each in outputs]
         self._dims = [[int(dim) for dim in each["dims"]] for each in outputs]
         self._batched = batched
         schema = signature.outputs if signature is not None else None
-        # without a signature config.pbtxt asks for JSON
-        self._are_json = [True] * len(outputs)
-        if schema is not None:
+        kinds = schema.input_types() if schema is not None else []
+        known = schema.input_names() if schema is not None else []
+        if len(kinds) == len(outputs):
             self._are_json = [
-                not isinstance(kind, np.dtype) and _unnested(kind)[1] == "json"
-                for kind in schema.input_types()
+                not isinstance(kind, np.dtype) and _unnested(kind)[1] == "json" for kind in kinds
             ]
+        else:  # config.pbtxt has others than the signature, or that has none
+            self._are_json = [name in as_json or not kinds for name in self._names]
+        # where the output's name is not the model's own, a key that is called so is but a key
+        self._is_whole = self._names == list(as_json) and self._names[0] not in known
 
     def response(self, arrays: Iterable[NDArray[Any]]) -> Any:
         """Triton's response of what `arrays` gave."""
@@ -167,13 +175,13 @@ class Wanted:
             raise ValueError("the model answers nothing (None)")
         if hasattr(prediction, "toarray"):  # scipy's sparse matrices
             prediction = prediction.toarray()
-        values = self._values(prediction)
+        values = [prediction] if self._is_whole else self._values(prediction)
         return [self._array(place, value) for place, value in enumerate(values)]
 
     def _values(self, prediction: Any) -> list[Any]:
         """What of a prediction belongs to which output."""
         names = self._names
-        if hasattr(prediction, "columns"):
+        if _is_frame(prediction):
             return self._of_frame(prediction)
         if isinstance(prediction, Mapping) and (len(names) > 1 or names[0] in prediction):
             return [_member_of(prediction, name) for name in names]
@@ -195,10 +203,9 @@ class Wanted:
         places = {str(column): place for place, column in enumerate(frame.columns)}
         if places.keys() >= set(self._names):
             return [frame.iloc[:, places[name]] for name in self._names]
-        if len(self._names) == 1 and self._are_json[0]:
-            return [frame.to_dict("records")]
         if len(self._names) == 1:
-            return [frame.iloc[:, 0] if len(places) == 1 else frame]
+            is_column = len(places) == 1 and not self._are_json[0]
+            return [frame.iloc[:, 0] if is_column else frame]
         if len(places) == len(self._names):
             return [frame.iloc[:, place] for place in range(len(places))]
         raise ValueError(
@@ -219,9 +226,16 @@ class Wanted:
         return array.reshape(len(array) if array.ndim else 1, *dims)
 
 
+def _is_frame(prediction: Any) -> bool:
+    return hasattr(prediction, "columns")
+
+
 def _member_of(values: Mapping[str, Any], name: str) -> Any:
     if name not in values:
-        raise ValueError(f"the model's answer has no {name}, and its signature has")
+        raise ValueError(
+            f"the model's answer has no {name}, and its signature has; logged without outputs in "
+            "its signature, it answers JSON, whatever the keys"
+        )
     return values[name]
 
 
@@ -299,7 +313,8 @@ def _bytes_of(value: Any, name: str) -> bytes:
 
 def _json_texts(value: Any) -> NDArray[Any]:
     """One JSON text a row."""
-    rows = value.tolist() if hasattr(value, "tolist") else value
+    rows = value.to_dict("records") if _is_frame(value) else value
+    rows = rows.tolist() if hasattr(rows, "tolist") else rows
     rows = rows if isinstance(rows, (list, tuple)) else [rows]
     return _objects([json.dumps(each, default=_plain).encode() for each in rows])
 

@@ -40,8 +40,12 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 _MLFLOW = ("mlflow", "mlflow-skinny")
+#: Where MLflow has the classes that people derive theirs from, and those that are asked by a chat.
+_BASES, _CHATS = "mlflow.pyfunc.model", ("ChatModel", "ChatAgent", "ResponsesAgent")
 #: What is wrong with the environment that was packed for this model: its `bin/activate` sets it.
 _UNFIT = "MLFLOW_TRITON_ENVIRONMENT"
+#: A parameter of config.pbtxt: a JSON list of the outputs that have one JSON text a row.
+_JSON_OUTPUTS = "mlflow_json_outputs"
 #: The parameter of a request that chooses between `predict_stream` and `predict`: true, false.
 _STREAM = "mlflow_stream"
 #: How many requests of an instance are answered in pieces at the same time: a parameter of
@@ -75,13 +79,22 @@ class TritonPythonModel:
         policy = config.get("model_transaction_policy", {})
         self._streams = _Streams(self, config) if policy.get("decoupled") else None
         self._batched = config["max_batch_size"] > 0
-        self._rows_are_kept = self._batched  # until an answer shows that they are not
         self._inputs = [each["name"] for each in config["input"]]
-        logged = self._model.metadata
+        self._know(self._model.metadata, config)
+
+    def _know(self, logged: Any, config: dict[str, Any]) -> None:
+        """What the model's MLmodel and its classes say of it."""
+        classes = _classes(self._model)
+        # until an answer shows that they are not; a chat that was asked twice might act twice
+        self._rows_are_kept = self._batched and not _is_chat(classes)
+        is_streamable = bool(logged.flavors["python_function"].get("streamable"))
+        self._has_stream = is_streamable and _has_stream(classes)
         # a function with type hints takes a list
         from_hints = getattr(logged, "_is_signature_from_type_hint", bool)()
         self._given = Given(self._inputs, logged.signature, from_hints=from_hints)
-        self._wanted = Wanted(config["output"], logged.signature, batched=self._batched)
+        as_json = json.loads(_parameter(config, _JSON_OUTPUTS) or "[]")
+        outputs = config["output"]
+        self._wanted = Wanted(outputs, logged.signature, batched=self._batched, as_json=as_json)
 
     def execute(self, requests: Sequence[Any]) -> list[Any] | None:
         """Answer requests: those that differ in nothing but their rows with one prediction.
@@ -112,7 +125,7 @@ class TritonPythonModel:
         """
         data = self._given.data(member.arrays)
         params = self._given.params(member.parameters)
-        if self._model.metadata.flavors["python_function"].get("streamable"):
+        if self._has_stream:
             answer = self._model.predict_stream(data, params=params)
         else:
             answer = self._model.predict(data, params=params)
@@ -195,7 +208,7 @@ class _Streams:
     """
 
     def __init__(self, model: TritonPythonModel, config: dict[str, Any]) -> None:
-        said = config.get("parameters", {}).get(_STREAMS, {}).get("string_value")
+        said = _parameter(config, _STREAMS)
         try:
             at_once = max(int(said or _STREAMS_DEFAULT), 1)
         except ValueError as exc:
@@ -261,6 +274,11 @@ def _finish(sender: Any, response: Any) -> None:
     sender.send(refusal, flags=_FINAL)
 
 
+def _parameter(config: dict[str, Any], name: str) -> str:
+    said: str = config.get("parameters", {}).get(name, {}).get("string_value", "")
+    return said
+
+
 def _parameters(request: Any) -> str:
     """A request's own, as JSON; servers before 23.07 have none."""
     return getattr(request, "parameters", str)() or ""
@@ -299,6 +317,28 @@ def _read_what_numpy_2_pickled() -> None:
     for name in ("numeric", "fromnumeric", "function_base", "numerictypes", "records", "umath"):
         new = f"numpy._core.{name}"
         sys.modules.setdefault(new, importlib.import_module(f"numpy.core.{name}"))
+
+
+def _classes(model: Any) -> Sequence[type]:
+    """Those of the model that somebody wrote, its own first; none where MLflow does not show it."""
+    try:
+        return type(model.get_raw_model()).__mro__
+    except (AttributeError, NotImplementedError):
+        return ()
+
+
+def _is_chat(classes: Sequence[type]) -> bool:
+    """Whether it takes the first row that it is given, and leaves the others."""
+    return any(each.__module__ == _BASES and each.__name__ in _CHATS for each in classes)
+
+
+def _has_stream(classes: Sequence[type]) -> bool:
+    """Whether its predict_stream is its own; MLflow's, which chats have, says only that it is not.
+
+    MLmodel calls every chat streamable.
+    """
+    owner = next((each for each in classes if "predict_stream" in vars(each)), None)
+    return owner is None or owner.__module__ != _BASES
 
 
 def _is_here(line: str) -> bool:
