@@ -182,6 +182,23 @@ _PIECES: dict[str, Callable[[int], Any]] = {
 }
 
 
+class NotFinite(PythonModel):
+    """Answers numbers that JSON has not, beside text that looks like them."""
+
+    def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        return [NOT_FINITE for _ in model_input["x"]]
+
+    def predict_stream(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        yield NOT_FINITE
+
+
+NOT_FINITE = {
+    "a": float("nan"),
+    "b": [1, float("inf"), np.float32("-inf"), None, 2**70],
+    "NaN": ["NaN", "Infinity", '"NaN"', "\\u004eaN", "-Infinity, NaN", "\ud83d"],
+}
+
+
 class Generating(PythonModel):
     """Its predict is a generator."""
 

@@ -111,6 +111,34 @@ def test_pieces_of_every_form(
         assert len(found) == count
 
 
+def test_numbers_that_json_has_not_come_back_and_others_get_valid_json(
+    deploy: Deploy, pyfunc_client: TritonDeploymentClient, pyfunc_triton: LocalTriton
+) -> None:
+    signature = ModelSignature(Schema([ColSpec("double", "x")]))
+    name, _uri = deploy(custom.NotFinite(), signature=signature)
+    wanted = repr({**custom.NOT_FINITE, "b": [1, np.inf, -np.inf, None, 2**70]})
+    for answered in (
+        pyfunc_client.predict(name, {"x": [1.0]}),
+        *pyfunc_client.predict_stream(name, {"x": [1.0]}),
+    ):
+        assert repr(answered["outputs"]["predictions"].item()) == wanted
+        told = json.loads(answered.to_json(), parse_constant=pytest.fail)
+        assert told["outputs"]["predictions"][0][0]["b"] == AS_TEXT["b"]
+    request = urllib.request.Request(  # noqa: S310 - http, on this machine
+        f"{pyfunc_triton.http_url}/v2/models/{name}/generate", b'{"x": 1}'
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
+        text = json.loads(answer.read())["predictions"]
+    assert json.loads(text, parse_constant=pytest.fail) == AS_TEXT
+
+
+AS_TEXT = {
+    **custom.NOT_FINITE,
+    "a": "NaN",
+    "b": [1, "Infinity", "-Infinity", None, 2**70],
+}
+
+
 def test_a_piece_comes_before_the_next_is_made(
     telling: tuple[str, str], pyfunc_client: TritonDeploymentClient, tmp_path: Path
 ) -> None:

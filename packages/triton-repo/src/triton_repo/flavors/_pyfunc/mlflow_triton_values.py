@@ -2,12 +2,17 @@
 """From Triton's arrays to what `predict` takes, and from what it answers to Triton's arrays.
 
 Rows are looked at all together, by numpy and pandas; only text and JSON are made one by one.
+
+JSON has no NaN and no infinity. They are strings in it, with a letter written as an escape, which
+no encoder does: who knows of it tells them from text, for all others they are `"NaN"`,
+`"Infinity"` and `"-Infinity"`. The client has the same, in `mlflow_triton_plugin.predict._json`.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import json
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +31,15 @@ __all__ = ["Given", "Wanted"]
 
 #: The parameter of a request that holds MLflow's `params`, as JSON.
 _PARAMS = "mlflow_params"
+
+#: What Python writes for the numbers that JSON has not, and what we do.
+_SPELLINGS = {
+    "NaN": r'"\u004eaN"',
+    "Infinity": r'"\u0049nfinity"',
+    "-Infinity": r'"-\u0049nfinity"',
+}
+_NUMBERS = {spelling: python for python, spelling in _SPELLINGS.items()}
+_STRING_OR_NUMBER = re.compile(r'"(?:[^"\\]|\\.)*"|NaN|-?Infinity')
 
 # -- what is given ------------------------------------------------------------------------------
 
@@ -71,7 +85,7 @@ class Given:
         what the model takes: gateways add some that are not.
         """
         given = json.loads(text) if text else {}
-        ours = json.loads(given.pop(_PARAMS, "{}"))
+        ours = _from_json(given.pop(_PARAMS, "{}"))
         known = (
             (self._params[name], value) for name, value in given.items() if name in self._params
         )
@@ -113,7 +127,7 @@ def _column(array: NDArray[Any], levels: int, leaf: str) -> NDArray[Any]:
 
         flat = pd.to_datetime([each.decode() for each in flat], format="ISO8601").to_numpy()
     elif leaf == "json":
-        flat = _objects([json.loads(each) for each in flat])
+        flat = _objects([_from_json(each.decode()) for each in flat])
     return flat.reshape(array.shape) if levels else flat
 
 
@@ -128,6 +142,12 @@ def _objects(values: Sequence[object]) -> NDArray[Any]:
     for place, value in enumerate(values):
         array[place] = value
     return array
+
+
+def _from_json(text: str) -> Any:
+    if "\\u004" in text:
+        text = _STRING_OR_NUMBER.sub(lambda found: _NUMBERS.get(found[0], found[0]), text)
+    return json.loads(text)
 
 
 # -- what is answered ---------------------------------------------------------------------------
@@ -316,7 +336,14 @@ def _json_texts(value: Any) -> NDArray[Any]:
     rows = value.to_dict("records") if _is_frame(value) else value
     rows = rows.tolist() if hasattr(rows, "tolist") else rows
     rows = rows if isinstance(rows, (list, tuple)) else [rows]
-    return _objects([json.dumps(each, default=_plain).encode() for each in rows])
+    return _objects([_json_of(each).encode() for each in rows])
+
+
+def _json_of(value: Any) -> str:
+    text = json.dumps(value, default=_plain)
+    if "NaN" in text or "Infinity" in text:
+        text = _STRING_OR_NUMBER.sub(lambda found: _SPELLINGS.get(found[0], found[0]), text)
+    return text
 
 
 def _plain(value: Any) -> object:
