@@ -182,6 +182,39 @@ _PIECES: dict[str, Callable[[int], Any]] = {
 }
 
 
+class Rows(PythonModel):
+    """Gives rows with the batch dimension or without it."""
+
+    def __init__(self, form: str) -> None:
+        self._form = form
+
+    def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        return ROWS[self._form]()[0]
+
+    def predict_stream(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        yield from ROWS[self._form]()
+
+
+ROWS: dict[str, Callable[[], list[Any]]] = {
+    "three": lambda: [
+        np.array([1, 2, 3], np.float32),
+        np.array([[4, 5, 6]], np.float32),
+        [7.0, 8.0, 9.0],
+        np.ones((2, 3)),
+    ],
+    "any": lambda: [[1.0, 2.0], [[3.0]], [], np.ones((2, 2)), 4.0],
+    "texts": lambda: [["a", "b"], [["c"]], np.array(["d", "e", "f"])],
+    "json": lambda: [
+        [1, [2]],
+        {"predictions": 3},
+        pd.DataFrame({"q": [1, 2]}),
+        np.arange(2),
+        None,
+        "x",
+    ],
+}
+
+
 class NotFinite(PythonModel):
     """Answers numbers that JSON has not, beside text that looks like them."""
 

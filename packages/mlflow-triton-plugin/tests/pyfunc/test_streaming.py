@@ -20,7 +20,8 @@ import pytest
 from mlflow.deployments import get_deploy_client
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature, infer_signature
-from mlflow.types import ColSpec, Schema
+from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+from mlflow.types.schema import Array
 from tritonclient import grpc as triton_grpc
 
 from mlflow_triton_plugin.cli import main
@@ -109,6 +110,33 @@ def test_pieces_of_every_form(
             found = [each.decode() if isinstance(each, bytes) else each for each in values]
         assert found == wanted
         assert len(found) == count
+
+
+@pytest.mark.parametrize("form", list(custom.ROWS))
+def test_a_piece_without_the_batch_dimension_is_one_row(
+    deploy: Deploy, pyfunc_client: TritonDeploymentClient, form: str
+) -> None:
+    kinds: dict[str, Any] = {
+        "three": Schema([TensorSpec(np.dtype(np.float32), (-1, 3))]),
+        "any": Schema([ColSpec(Array(DataType.double))]),
+        "texts": Schema([ColSpec(Array(DataType.string))]),
+        "json": None,
+    }
+    signature = ModelSignature(Schema([ColSpec("double", "x")]), kinds[form])
+    name, _uri = deploy(custom.Rows(form), signature=signature)
+    pieces = pyfunc_client.predict_stream(name, {"x": [1.0]})
+    arrays = [each["outputs"]["predictions"] for each in pieces]
+    if form == "json":
+        wanted = [[1, [2]], {"predictions": 3}, [{"q": 1}, {"q": 2}], [0, 1], None, "x"]
+        assert [each.tolist() for each in arrays] == [[[each]] for each in wanted]
+        return
+    if form == "texts":
+        arrays = [np.char.decode(each.astype("S")) for each in arrays]
+    given = [np.atleast_2d(piece) for piece in custom.ROWS[form]()]
+    assert [each.tolist() for each in arrays] == [each.tolist() for each in given]
+    if form == "three":
+        answered = pyfunc_client.predict(name, {"x": [1.0]})["outputs"]["predictions"]
+        assert answered.tolist() == [[1, 2, 3]]
 
 
 def test_numbers_that_json_has_not_come_back_and_others_get_valid_json(

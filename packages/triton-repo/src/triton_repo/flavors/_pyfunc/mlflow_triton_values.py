@@ -185,8 +185,12 @@ class Wanted:
         tensors = [pb_utils.Tensor(*each) for each in zip(self._names, arrays, strict=True)]
         return pb_utils.InferenceResponse(output_tensors=tensors)
 
-    def arrays(self, prediction: Any) -> list[NDArray[Any]]:
+    def arrays(self, prediction: Any, *, is_piece: bool = False) -> list[NDArray[Any]]:
         """One array an output.
+
+        Args:
+            prediction: what `predict` answers, or one piece of what `predict_stream` gives.
+            is_piece: whether it is one row where it can be; otherwise it is rows where it can be.
 
         Raises:
             ValueError: the prediction is not what the signature says.
@@ -195,8 +199,11 @@ class Wanted:
             raise ValueError("the model answers nothing (None)")
         if hasattr(prediction, "toarray"):  # scipy's sparse matrices
             prediction = prediction.toarray()
-        values = [prediction] if self._is_whole else self._values(prediction)
-        return [self._array(place, value) for place, value in enumerate(values)]
+        if self._is_whole:
+            values: list[Any] = [[_records(prediction)] if is_piece else _records(prediction)]
+        else:
+            values = self._values(prediction)
+        return [self._array(place, value, is_piece) for place, value in enumerate(values)]
 
     def _values(self, prediction: Any) -> list[Any]:
         """What of a prediction belongs to which output."""
@@ -233,7 +240,7 @@ class Wanted:
             f"{', '.join(self._names)}"
         )
 
-    def _array(self, place: int, value: Any) -> NDArray[Any]:
+    def _array(self, place: int, value: Any, is_piece: bool) -> NDArray[Any]:  # noqa: FBT001
         dtype, dims, name = self._types[place], self._dims[place], self._names[place]
         if dtype is not np.object_:
             array = _numbers(value, dtype, name)
@@ -243,11 +250,24 @@ class Wanted:
             return array if array.ndim == len(dims) else array.reshape(dims)
         if array.ndim == len(dims) + 1:
             return array
+        if _is_row(array.shape, dims) and (is_piece or -1 not in dims):
+            return array[np.newaxis]
         return array.reshape(len(array) if array.ndim else 1, *dims)
+
+
+def _is_row(shape: Sequence[int], dims: Sequence[int]) -> bool:
+    """Whether a tensor of this shape is one row of the output."""
+    return len(shape) == len(dims) and all(
+        dim in (-1, size) for size, dim in zip(shape, dims, strict=True)
+    )
 
 
 def _is_frame(prediction: Any) -> bool:
     return hasattr(prediction, "columns")
+
+
+def _records(prediction: Any) -> Any:
+    return prediction.to_dict("records") if _is_frame(prediction) else prediction
 
 
 def _member_of(values: Mapping[str, Any], name: str) -> Any:
@@ -333,7 +353,7 @@ def _bytes_of(value: Any, name: str) -> bytes:
 
 def _json_texts(value: Any) -> NDArray[Any]:
     """One JSON text a row."""
-    rows = value.to_dict("records") if _is_frame(value) else value
+    rows = _records(value)
     rows = rows.tolist() if hasattr(rows, "tolist") else rows
     rows = rows if isinstance(rows, (list, tuple)) else [rows]
     return _objects([_json_of(each).encode() for each in rows])

@@ -133,7 +133,7 @@ class TritonPythonModel:
             answer = iter((answer,))
         try:
             for piece in answer:
-                yield self._wanted.response(self._wanted.arrays(piece))
+                yield self._wanted.response(self._wanted.arrays(piece, is_piece=True))
         finally:
             if hasattr(answer, "close"):
                 answer.close()
