@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent import futures
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -26,6 +27,7 @@ class Service(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mi
 
     def __init__(self) -> None:
         self.version = "2.58.0"
+        self.decoupled = True
         self.pieces = 3
         self.error = ""
         self.goes_on = threading.Event()
@@ -44,7 +46,7 @@ class Service(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mi
 
     def ModelConfig(self, *_: object) -> Any:  # noqa: N802
         answer = service_pb2.ModelConfigResponse()
-        answer.config.model_transaction_policy.decoupled = True
+        answer.config.model_transaction_policy.decoupled = self.decoupled
         return answer
 
     def ModelStreamInfer(self, requests: Iterator[Any], context: Any) -> Iterator[Any]:  # noqa: N802
@@ -98,6 +100,18 @@ def test_pieces_come_in_order(service: Service) -> None:
     assert not service.asked[0].parameters
     service.pieces = 0
     assert values(stream()) == []
+
+
+def test_a_model_that_streams_no_longer_is_told_from_one_with_one_piece(service: Service) -> None:
+    """By a client that has asked it before, as by one that has not."""
+    service.pieces = 1
+    client = get_deploy_client("triton")
+    assert values(client.predict_stream("m", INPUTS)) == [0.0]
+    service.decoupled = False
+    for each in (client, get_deploy_client("triton")):
+        refused(partial(each.predict_stream, "m", INPUTS), "BAD_REQUEST", "not in pieces")
+    service.decoupled = True
+    assert values(client.predict_stream("m", INPUTS)) == [0.0]
 
 
 @pytest.mark.parametrize(

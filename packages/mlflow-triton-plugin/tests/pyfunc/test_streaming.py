@@ -403,6 +403,8 @@ def test_an_update_from_one_to_the_other_and_back(
             assert texts([pyfunc_client.predict(name, PROMPT)]) == [PROMPT["prompt"][0].upper()]
             assert texts(pyfunc_client.predict_stream(name, PROMPT)) == WORDS
             pyfunc_client.update_deployment(name, whole)
+            stream = partial(pyfunc_client.predict_stream, name, PROMPT)
+            refused(stream, "BAD_REQUEST", "not in pieces")
     finally:
         pyfunc_client.delete_deployment(name)
 
