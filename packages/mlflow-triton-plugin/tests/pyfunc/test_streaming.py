@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import itertools
 import json
 import threading
@@ -24,6 +25,7 @@ from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from mlflow.types.schema import Array
 from tritonclient import grpc as triton_grpc
 
+from mlflow_triton_plugin import cli
 from mlflow_triton_plugin.cli import main
 from mlflow_triton_plugin.local import LocalTriton
 
@@ -468,6 +470,59 @@ def test_the_command_line_prints_a_line_a_piece(
     told = capsys.readouterr()
     assert json.loads(told.out)["outputs"]["predictions"] == [["GOOD"]]
     assert "word 1 is bad" in told.err
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"prompt": {"0": "tell me"}}', ["TELL", "ME"]),
+        (pd.DataFrame({"prompt": ["tell me"]}, index=[7]).to_json(), ["TELL", "ME"]),
+        ('{"columns": ["prompt"], "index": [0], "data": [["tell me"]]}', ["TELL", "ME"]),
+        ('[{"prompt": "tell me"}]', ["TELL", "ME"]),
+        ('{"prompt": ["00123"]}', ["00123"]),
+        ('{"prompt": {"0": "00123"}}', ["00123"]),
+    ],
+)
+def test_the_command_line_takes_what_that_of_mlflow_takes(
+    telling: tuple[str, str],
+    pyfunc_client: TritonDeploymentClient,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    text: str,
+    words: list[str],
+) -> None:
+    """What pandas writes; but text is text, also where it looks like a number."""
+    path = tmp_path / "input.json"
+    path.write_text(text)
+    if words[0] != "00123":
+        answered = pyfunc_client.predict(telling[0], pd.read_json(path))
+        assert texts([answered]) == [" ".join(words)]
+    assert main(["predict-stream", telling[0], "--input-path", str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [json.loads(line)["outputs"]["predictions"] for line in lines] == [[[w]] for w in words]
+
+
+@pytest.mark.parametrize(
+    ("given", "by_pandas"),
+    [
+        ({"a": {"0": 1, "3": 2}}, True),
+        ({"a": [1, 2], "b": 3}, True),
+        ({"inputs": {"0": "x"}}, True),
+        ({"a": [1, 2]}, False),
+        ({"a": {"b": 1}}, False),
+        ({"messages": [{"role": "user"}] * 2, "stop": ["x"], "n": 1}, False),
+        ({"messages": [{"role": "user"}], "custom_inputs": {"a": 1}}, False),
+        ({}, False),
+        ([1], False),
+        (None, False),
+    ],
+)
+def test_only_what_is_a_table_to_pandas_alone_is_read_by_it(given: Any, *, by_pandas: bool) -> None:
+    read = cli._as_pandas_reads(given)
+    if by_pandas:
+        pd.testing.assert_frame_equal(read, pd.read_json(io.StringIO(json.dumps(given))))
+    else:
+        assert read is given
 
 
 def test_the_end_of_the_server_waits_for_no_stream(
