@@ -44,18 +44,21 @@ def entry_of(root: Path, **sides: list[dict[str, Any]]) -> RepositoryEntry:
 
 
 def test_a_model_that_answers_in_pieces_is_decoupled(tmp_path: Path) -> None:
-    def config(flavor: dict[str, Any]) -> str:
+    def config(flavor: dict[str, Any]) -> ModelConfig:
         signature = {side: json.dumps(LONG) for side in ("inputs", "outputs")}
         document = {"flavors": {"python_function": flavor}, "signature": signature}
         (tmp_path / "MLmodel").write_text(json.dumps(document))
         artifact = ModelArtifact.open(tmp_path)
         entry = convert(artifact, flavor="python_function", name=check_name("m"), version=7)
         assert entry.config is not None
-        return entry.config.text
+        return entry.config
 
-    assert "decoupled: true" in config({"streamable": True})
-    assert "decoupled" not in config({"streamable": False})
-    assert "decoupled" not in config({})
+    assert config({"streamable": True}).is_decoupled
+    # by which clients know who answers, too
+    assert config({"streamable": True}).parameters["mlflow_streams"] == "32"
+    for flavor in ({"streamable": False}, {}):
+        assert not config(flavor).is_decoupled
+        assert not config(flavor).parameters
 
 
 def config_of(root: Path, **sides: list[dict[str, Any]]) -> ModelConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
+from threading import Event
 from types import ModuleType
 from typing import Any
 
@@ -76,8 +77,7 @@ def test_a_piece_that_cannot_be_sent_ends_the_request_with_that_error(shim: Any)
     model = Model(Response([1]), Response([1, 2, 3]), Response([1]))
     sender = Sender(memory=2)
     streams = shim._Streams(model, {})
-    streams._free.acquire()
-    streams._answer(None, sender)
+    streams._answer(None, sender, "", Event())
     assert [flags for _, flags in sender.sent] == [0, 0, FINAL]
     assert sender.sent[-1][0].error == "RuntimeError: no memory"
     assert model.is_closed

@@ -232,6 +232,21 @@ NOT_FINITE = {
 }
 
 
+class Ticking(PythonModel):
+    """Goes on until it is closed, and then notes it in a folder."""
+
+    def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        return model_input["folder"]
+
+    def predict_stream(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        try:
+            while True:
+                yield "tick"
+                time.sleep(0.01)
+        finally:
+            Path(model_input["folder"], uuid.uuid4().hex).touch()
+
+
 class Generating(PythonModel):
     """Its predict is a generator."""
 

@@ -199,6 +199,32 @@ def test_who_goes_away_is_waited_for_by_nobody(
     wait_until((tmp_path / "gate.end").exists)
 
 
+@pytest.mark.parametrize("options", [{"parameters.mlflow_streams": "2"}, {"instance_count": "2"}])
+def test_who_leaves_an_endless_answer_ends_it(
+    pyfunc_client: TritonDeploymentClient, tmp_path: Path, options: dict[str, str]
+) -> None:
+    """While the client lives on; those that have not begun, too, and on whichever instance."""
+    name = f"m{uuid.uuid4().hex[:12]}"
+    signature = infer_signature(pd.DataFrame({"folder": ["x"]}), ["text"])
+    uri = log_pyfunc(custom.Ticking(), signature=signature).model_uri
+    pyfunc_client.create_deployment(name, uri, config={"load_timeout": "60", **options})
+    asked = {"folder": [str(tmp_path)]}
+    try:
+        endless: list[Any] = [pyfunc_client.predict_stream(name, asked) for _ in range(2)]
+        assert texts(next(each) for each in endless) == ["tick", "tick"]
+        waiting = threading.Thread(
+            target=lambda: next(pyfunc_client.predict_stream(name, asked)), daemon=True
+        )
+        waiting.start()
+        assert texts([pyfunc_client.predict(name, asked)]) == asked["folder"]
+        for each in endless:
+            each.close()
+        wait_until(lambda: len(list(tmp_path.iterdir())) == len(endless) + 1)
+        pyfunc_client.update_deployment(name, uri)
+    finally:
+        pyfunc_client.delete_deployment(name, config={"load_timeout": "60"})
+
+
 def test_a_cancelled_request_ends_the_generator(telling: tuple[str, str], tmp_path: Path) -> None:
     """On a server of its own: this Triton may never unload a model whose stream was cancelled."""
     gate = tmp_path / "gate"

@@ -43,6 +43,7 @@ class ModelSchema:
         columns: names of the columns of the only input, in order, where MLflow's model takes a
             table of them; empty where nobody knows.
         decoupled: whether a request may have any number of answers; None where that is unknown.
+        ends_streams: whether another request can end one of these before its time.
     """
 
     name: str
@@ -56,6 +57,7 @@ class ModelSchema:
     json_outputs: frozenset[str] = frozenset()
     columns: tuple[str, ...] = ()
     decoupled: bool | None = False
+    ends_streams: bool = False
 
     # Kept per schema: predict looks names up on a path whose budget is microseconds.
     @cached_property

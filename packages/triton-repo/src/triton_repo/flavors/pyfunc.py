@@ -39,6 +39,9 @@ __all__ = [
     "JSON_OUTPUTS",
     "PARAMS",
     "STREAM",
+    "STREAMS",
+    "STREAM_END",
+    "STREAM_ID",
     "convert",
     "generate_config",
 ]
@@ -54,6 +57,14 @@ JSON_LISTS = "mlflow_json_lists"
 #: A request's own parameter, where the model answers in pieces: False asks for what `predict`
 #: answers, in one; without it, it is `predict_stream` that is asked.
 STREAM = "mlflow_stream"
+#: A name that a request for pieces may have, and the parameter of another request to the same model
+#: that ends it before its time; the other is answered with nothing, or with an error where there is
+#: no such request: there may be several instances.
+STREAM_ID, STREAM_END = "mlflow_stream_id", "mlflow_stream_end"
+#: A parameter of config.pbtxt: how many requests of an instance are answered in pieces at the same
+#: time. Whoever reads it there knows that this package's `model.py` answers.
+STREAMS = "mlflow_streams"
+_STREAMS_DEFAULT = 32
 
 #: Rows a request, or a batch of several, may have. Nothing is reserved for it.
 GENERATED_MAX_BATCH_SIZE = 65_536
@@ -128,6 +139,10 @@ def generate_config(artifact: ModelArtifact, *, name: str) -> ModelConfig:
         JSON_LISTS: [spec.name for spec in json_lists],
         JSON_OUTPUTS: [spec.name for spec in json_outputs],
     }
+    parameters = {key: json.dumps(names) for key, names in as_json.items() if names}
+    decoupled = bool(artifact.flavors["python_function"].get("streamable"))
+    if decoupled:
+        parameters[STREAMS] = str(_STREAMS_DEFAULT)
     batched = all(spec.shape[:1] == (-1,) for spec in (*inputs, *outputs))
     return ModelConfig.build(
         name=name,
@@ -136,10 +151,10 @@ def generate_config(artifact: ModelArtifact, *, name: str) -> ModelConfig:
         outputs=[_config_spec(spec, batched=batched) for spec in outputs],
         max_batch_size=GENERATED_MAX_BATCH_SIZE if batched else 0,
         dynamic_batching=batched,
-        decoupled=bool(artifact.flavors["python_function"].get("streamable")),
+        decoupled=decoupled,
         # each instance is a process that imports all of the model's packages
         instances=1,
-        parameters={key: json.dumps(names) for key, names in as_json.items() if names},
+        parameters=parameters,
         comment=comment,
     )
 

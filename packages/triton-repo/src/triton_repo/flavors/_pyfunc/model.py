@@ -7,7 +7,8 @@ pandas, numpy and what the model itself requires.
 
 Where config.pbtxt has the decoupled transaction policy, requests are answered in pieces: those that
 `predict_stream` of the model gives, as they come. Each request has a thread meanwhile, as it has in
-MLflow's own scoring server. Who wants what `predict` answers says so with the request.
+MLflow's own scoring server. Who wants what `predict` answers says so with the request, and who
+wants no more pieces with another one: not every Triton survives that a request is cancelled.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from importlib import metadata
 from pathlib import Path
-from threading import BoundedSemaphore
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,8 +49,10 @@ _UNFIT = "MLFLOW_TRITON_ENVIRONMENT"
 _JSON_OUTPUTS = "mlflow_json_outputs"
 #: The parameter of a request that chooses between `predict_stream` and `predict`: true, false.
 _STREAM = "mlflow_stream"
+#: The name of a request for pieces, and the parameter of another one that ends it.
+_ID, _END = "mlflow_stream_id", "mlflow_stream_end"
 #: How many requests of an instance are answered in pieces at the same time: a parameter of
-#: config.pbtxt. Others wait in Triton's queue.
+#: config.pbtxt. Others wait for their turn.
 _STREAMS, _STREAMS_DEFAULT = "mlflow_streams", 32
 
 
@@ -202,6 +205,8 @@ class TritonPythonModel:
 class _Streams:
     """Answers requests in pieces, a thread each.
 
+    It never waits for one itself: behind a request that waits, there may be one that ends another.
+
     Args:
         model: whose requests.
         config: its config.pbtxt.
@@ -217,14 +222,17 @@ class _Streams:
             ) from exc
         self._model = model
         self._threads = ThreadPoolExecutor(at_once, thread_name_prefix=_STREAMS)
-        self._free = BoundedSemaphore(at_once)
+        self._left: dict[str, Event] = {}
 
     def takes(self, request: Any) -> bool:
-        """Begin to answer a request, once a thread is free; False where one answer is wanted."""
-        parameters = _parameters(request)
-        if parameters and json.loads(parameters).get(_STREAM) is False:
+        """See to it that a request is answered; False where one answer is wanted."""
+        asked = json.loads(_parameters(request) or "{}")
+        if asked.get(_STREAM) is False:
             return False
         sender = request.get_response_sender()
+        if _END in asked:
+            sender.send(self._ended(asked[_END]), flags=_FINAL)
+            return True
         try:
             member = self._model.member(0, request)
             # Triton may have its memory back when `execute` returns
@@ -232,30 +240,42 @@ class _Streams:
         except BaseException as exc:  # noqa: BLE001 - whatever it is, it is this request's
             sender.send(_refusal(exc), flags=_FINAL)
             return True
-        self._free.acquire()
-        self._threads.submit(self._answer, member, sender)
+        name, left = asked.get(_ID, ""), Event()
+        if name:
+            self._left[name] = left
+        self._threads.submit(self._answer, member, sender, name, left)
         return True
 
     def close(self) -> None:
         """Wait for the last piece."""
         self._threads.shutdown()
 
-    def _answer(self, member: Member, sender: Any) -> None:
+    def _ended(self, name: str) -> Any:
+        """Have a request's answer end with the piece that is being made; an error without one."""
+        left = self._left.get(name)
+        if left is None:
+            return _refusal(LookupError(f"this instance answers no request {name!r}"))
+        left.set()
+        return None
+
+    def _answer(self, member: Member, sender: Any, name: str, left: Event) -> None:
         refusal = None
         try:
-            self._send_pieces(member, sender)
+            self._send_pieces(member, sender, left)
         except BaseException as exc:  # noqa: BLE001 - the model's own: sys.exit() is one, too
             refusal = _refusal(exc)
         finally:
-            self._free.release()
+            self._left.pop(name, None)
         sender.send(refusal, flags=_FINAL)
 
-    def _send_pieces(self, member: Member, sender: Any) -> None:
+    def _send_pieces(self, member: Member, sender: Any, left: Event) -> None:
         # servers before 23.10 do not know
         is_cancelled = getattr(sender, "is_cancelled", bool)
+        if left.is_set() or is_cancelled():
+            return
         with closing(self._model.pieces(member)) as pieces:
             for response in pieces:
-                if is_cancelled():
+                if left.is_set() or is_cancelled():
                     break
                 sender.send(response)
 
