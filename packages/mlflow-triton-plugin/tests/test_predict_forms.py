@@ -433,3 +433,73 @@ def test_a_frame_in_another_order_means_the_same() -> None:
 )
 def test_other_columns_are_refused_by_name(given: object, words: str) -> None:
     assert words in refusal(given, TABLE)
+
+
+# -- chats: a dict is one row ----------------------------------------------------------------------
+
+
+CHAT = ModelSchema(
+    "m",
+    "1",
+    (
+        TensorSpec("messages", "BYTES", (-1, 1)),
+        TensorSpec("tools", "BYTES", (-1, 1), optional=True),
+        TensorSpec("custom", "BYTES", (-1, 1), optional=True),
+        TensorSpec("stop", "BYTES", (-1, -1), optional=True),
+        TensorSpec("temperature", "FP64", (-1, 1), optional=True),
+    ),
+    (),
+    8,
+    json_inputs=frozenset(["messages", "tools", "custom"]),
+    json_lists=frozenset(["messages", "tools"]),
+)
+MESSAGES = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
+
+
+def chat_rows(inputs: object) -> dict[str, Any]:
+    """What the model gets, JSON read."""
+    found = lists(inputs, CHAT)
+    for name in CHAT.json_inputs & found.keys():
+        found[name] = [[json.loads(text) for text in row] for row in found[name]]
+    return found
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_messages_of_a_chat_are_one_row(count: int, read_json: ReadJson) -> None:
+    messages = MESSAGES[:count]
+    bare = {"messages": messages, "temperature": 0.5}
+    wanted = {"messages": [[messages]], "temperature": [[0.5]]}
+    for form in (bare, {"inputs": bare}, [bare], {"dataframe_records": [bare]}):
+        assert chat_rows(form) == wanted
+        assert chat_rows(read_json(form)) == wanted
+    # what they were before, rows of lists
+    assert chat_rows({"messages": [messages], "temperature": [0.5]}) == wanted
+    assert chat_rows(pd.DataFrame([bare])) == wanted
+
+
+def test_everything_beside_them_is_of_the_same_row() -> None:
+    bare = {"messages": MESSAGES, "tools": [{"a": 1}], "custom": {"b": [2]}, "stop": ["x", "y"]}
+    assert chat_rows(bare) == {
+        "messages": [[MESSAGES]],
+        "tools": [[[{"a": 1}]]],
+        "custom": [[{"b": [2]}]],
+        "stop": [[b"x", b"y"]],
+    }
+
+
+def test_lists_beside_them_survive_a_file_where_pandas_reads_it(read_json: ReadJson) -> None:
+    bare = {"messages": MESSAGES, "stop": ["x", "y"]}
+    assert chat_rows(read_json(bare)) == {"messages": [[MESSAGES]], "stop": [[b"x", b"y"]]}
+
+
+def test_a_chat_has_one_value_beside_its_messages(read_json: ReadJson) -> None:
+    words = refusal(read_json({"messages": MESSAGES, "temperature": [0.5, 0.75]}), CHAT)
+    assert "temperature" in words
+    assert "a chat has one" in words
+
+
+def test_several_chats_are_rows_of_lists() -> None:
+    two = {"messages": [MESSAGES, MESSAGES[:1]], "temperature": [0.5, 1.0]}
+    wanted = {"messages": [[MESSAGES], [MESSAGES[:1]]], "temperature": [[0.5], [1.0]]}
+    assert chat_rows(two) == wanted
+    assert chat_rows(pd.DataFrame(two)) == wanted

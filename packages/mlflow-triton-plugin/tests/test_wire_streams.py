@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent import futures
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -26,11 +27,15 @@ class Service(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mi
 
     def __init__(self) -> None:
         self.version = "2.58.0"
+        self.decoupled = True
+        self.is_ours = False
+        self.instances = 1
         self.pieces = 3
         self.error = ""
         self.goes_on = threading.Event()
         self.goes_on.set()
         self.ended = threading.Event()
+        self.is_left = False
         self.given: list[float] = []
         self.asked: list[Any] = []
         self.answers: Callable[[Any], Iterator[Any]] = self.numbers
@@ -44,19 +49,26 @@ class Service(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mi
 
     def ModelConfig(self, *_: object) -> Any:  # noqa: N802
         answer = service_pb2.ModelConfigResponse()
-        answer.config.model_transaction_policy.decoupled = True
+        answer.config.model_transaction_policy.decoupled = self.decoupled
+        if self.is_ours:
+            answer.config.parameters["mlflow_streams"].string_value = "32"
         return answer
 
     def ModelStreamInfer(self, requests: Iterator[Any], context: Any) -> Iterator[Any]:  # noqa: N802
         self.asked.append(next(requests))
-        yield from self.answers(context)
+        if "mlflow_stream_end" not in self.asked[-1].parameters:
+            yield from self.answers(context)
+        elif len(self.asked) <= self.instances:
+            yield service_pb2.ModelStreamInferResponse(error_message="no such request here")
+        else:
+            self.is_left = True
 
     def numbers(self, context: Any) -> Iterator[Any]:
         context.add_callback(self.ended.set)
         for number in range(self.pieces):
             if number:
                 wait_until(lambda: self.goes_on.is_set() or not context.is_active(), 30)
-            if not context.is_active():
+            if self.is_left or not context.is_active():
                 return
             self.given.append(float(number))
             yield answer(number)
@@ -100,6 +112,18 @@ def test_pieces_come_in_order(service: Service) -> None:
     assert values(stream()) == []
 
 
+def test_a_model_that_streams_no_longer_is_told_from_one_with_one_piece(service: Service) -> None:
+    """By a client that has asked it before, as by one that has not."""
+    service.pieces = 1
+    client = get_deploy_client("triton")
+    assert values(client.predict_stream("m", INPUTS)) == [0.0]
+    service.decoupled = False
+    for each in (client, get_deploy_client("triton")):
+        refused(partial(each.predict_stream, "m", INPUTS), "BAD_REQUEST", "not in pieces")
+    service.decoupled = True
+    assert values(client.predict_stream("m", INPUTS)) == [0.0]
+
+
 @pytest.mark.parametrize(
     ("version", "then"),
     [("2.58.0", "ends"), ("3.0.1", "ends"), ("2.57.0", "goes on"), ("odd", "goes on")],
@@ -122,6 +146,40 @@ def test_a_server_is_told_where_it_survives_it(service: Service, version: str, t
     service.goes_on.set()
     service.pieces = 2
     assert values(stream()) == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("instances", [1, 3])
+def test_a_model_of_ours_is_asked_to_end_where_a_server_may_not_be_told(
+    service: Service, instances: int
+) -> None:
+    """Until it was the right one of its instances that was asked; and then no more."""
+    service.version, service.is_ours, service.instances = "2.57.0", True, instances
+    service.pieces = 10**9
+    pieces = stream()
+    assert values([next(pieces)]) == [0.0]
+    pieces.close()
+    assert service.ended.wait(30)
+    first, *others = (each.parameters for each in service.asked)
+    name = first["mlflow_stream_id"].string_param
+    assert name
+    assert [each["mlflow_stream_end"].string_param for each in others] == [name] * instances
+    assert all(list(each) == ["mlflow_stream_end"] for each in others)
+
+
+def test_a_server_that_survives_it_is_told_instead(service: Service) -> None:
+    service.is_ours = True
+    service.goes_on.clear()
+    pieces = stream()
+    assert values([next(pieces)]) == [0.0]
+    pieces.close()
+    assert service.ended.wait(10)
+    assert len(service.asked) == 1
+
+
+def test_who_reads_to_the_end_asks_for_none(service: Service) -> None:
+    service.version, service.is_ours = "2.57.0", True
+    assert values(stream()) == [0.0, 1.0, 2.0]
+    assert len(service.asked) == 1
 
 
 def test_silence_is_told_after_the_deadline_for_one_piece(service: Service) -> None:

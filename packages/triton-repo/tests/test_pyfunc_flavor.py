@@ -44,18 +44,21 @@ def entry_of(root: Path, **sides: list[dict[str, Any]]) -> RepositoryEntry:
 
 
 def test_a_model_that_answers_in_pieces_is_decoupled(tmp_path: Path) -> None:
-    def config(flavor: dict[str, Any]) -> str:
+    def config(flavor: dict[str, Any]) -> ModelConfig:
         signature = {side: json.dumps(LONG) for side in ("inputs", "outputs")}
         document = {"flavors": {"python_function": flavor}, "signature": signature}
         (tmp_path / "MLmodel").write_text(json.dumps(document))
         artifact = ModelArtifact.open(tmp_path)
         entry = convert(artifact, flavor="python_function", name=check_name("m"), version=7)
         assert entry.config is not None
-        return entry.config.text
+        return entry.config
 
-    assert "decoupled: true" in config({"streamable": True})
-    assert "decoupled" not in config({"streamable": False})
-    assert "decoupled" not in config({})
+    assert config({"streamable": True}).is_decoupled
+    # by which clients know who answers, too
+    assert config({"streamable": True}).parameters["mlflow_streams"] == "32"
+    for flavor in ({"streamable": False}, {}):
+        assert not config(flavor).is_decoupled
+        assert not config(flavor).parameters
 
 
 def config_of(root: Path, **sides: list[dict[str, Any]]) -> ModelConfig:
@@ -124,6 +127,31 @@ def test_what_is_json_is_said_where_a_client_can_read_it(tmp_path: Path) -> None
         "mlflow_json_inputs": ["o"],
         "mlflow_json_outputs": ["o"],
     }
+
+
+def test_inputs_that_take_lists_of_objects_are_said(tmp_path: Path) -> None:
+    objects = array({"type": "object", "properties": {}})
+    inputs = [column("m", objects), column("o", "any"), column("s", array({"type": "string"}))]
+    config = config_of(tmp_path, inputs=inputs, outputs=LONG)
+    assert json.loads(config.parameters["mlflow_json_inputs"]) == ["m", "o"]
+    assert json.loads(config.parameters["mlflow_json_lists"]) == ["m"]
+
+
+@pytest.mark.parametrize("name", ["choices", "messages"])
+def test_a_chat_answers_one_json_text_whatever_its_keys(tmp_path: Path, name: str) -> None:
+    """Triton has no optional outputs, and pieces have other keys than answers."""
+    objects = array({"type": "object", "properties": {}})
+    outputs = [column("id", "string"), column(name, objects), column("u", "any", required=False)]
+    config = config_of(tmp_path, inputs=LONG, outputs=outputs)
+    assert config.outputs == (TensorSpec("predictions", "BYTES", (1,)),)
+    assert json.loads(config.parameters["mlflow_json_outputs"]) == ["predictions"]
+    assert "one JSON text" in config.text
+
+
+def test_others_keep_their_outputs(tmp_path: Path) -> None:
+    outputs = [column("choices", array({"type": "string"})), column("u", "any", required=False)]
+    config = config_of(tmp_path, inputs=LONG, outputs=outputs)
+    assert [spec.name for spec in config.outputs] == ["choices", "u"]
 
 
 def test_what_may_be_left_out_is_optional(tmp_path: Path) -> None:

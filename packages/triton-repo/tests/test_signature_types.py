@@ -64,7 +64,7 @@ def test_columns_and_arrays_of_them(
     assert (column.spec.name, column.spec.optional) == (name, not required)
     assert column.spec.datatype == COLUMNS[kind]
     assert column.spec.shape == ((-1, *[-1] * levels) if levels else (-1, 1))
-    assert not column.is_json
+    assert (column.is_json, column.is_list) == (False, levels > 0)
     # and back: what the datatype is called there is this type, or text that stands for it
     called = DATATYPES[column.spec.datatype].column
     assert called == ("string" if column.spec.datatype == "BYTES" else kind.name)
@@ -79,7 +79,7 @@ def test_objects_maps_and_anything_are_one_json_text_a_row(
     for _ in range(levels):
         nested = Array(nested)
     column = read(ColSpec(nested, name, required=required))
-    assert column.is_json
+    assert (column.is_json, column.is_list) == (True, levels > 0)
     assert column.spec is not None
     assert (column.spec.datatype, column.spec.shape) == ("BYTES", (-1, 1))
     assert column.spec.optional is not required

@@ -9,6 +9,7 @@ import argparse
 import io
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,8 +67,9 @@ with every command.
 
 _PREDICT_STREAM = """\
 Send one request to a deployment that answers in pieces, and print each as it comes, one JSON
-document a line: what `mlflow deployments predict` prints of one answer. The input is the same, too.
-Ctrl-C ends the request, and the model is told.
+document a line: what `mlflow deployments predict` prints of one answer. The input is the same, too,
+but that text stays text, where pandas makes numbers and dates of it. Ctrl-C ends the request, and
+the model is told.
 """
 
 _VERIFY = """\
@@ -227,12 +229,32 @@ def _predict_stream(arguments: argparse.Namespace) -> int:
         _say(f"{arguments.input_path} is not JSON: {one_line(exc)}")
         return _CANNOT
     try:
-        for piece in TritonDeploymentClient("triton").predict_stream(arguments.name, inputs):
+        client = TritonDeploymentClient("triton")
+        for piece in client.predict_stream(arguments.name, _as_pandas_reads(inputs)):
             _print(piece.to_json())
     except DeploymentError as exc:
         _say(exc.message)
         return _CANNOT
     return 0
+
+
+def _as_pandas_reads(document: Any) -> Any:
+    """A frame of what is a table to pandas alone; other JSON means the same as it is.
+
+    That is what pandas writes by default, {"column": {"0": value}}, and a value for all rows beside
+    lists.
+    """
+    columns = list(document.values()) if isinstance(document, dict) else []
+    by_row = [isinstance(each, dict) and all(map(str.isdecimal, each)) for each in columns]
+    in_lists = [isinstance(each, list) for each in columns]
+    if not columns or not (all(by_row) or any(in_lists)) or all(in_lists):
+        return document
+    import pandas as pd  # noqa: PLC0415 - the plugin has it by now
+
+    with suppress(ValueError):  # lists of several lengths, or objects beside them: no table
+        frame = pd.DataFrame(document)
+        return frame.set_axis(frame.index.astype(int), axis=0) if all(by_row) else frame
+    return document
 
 
 # -- verify -----------------------------------------------------------------------------------

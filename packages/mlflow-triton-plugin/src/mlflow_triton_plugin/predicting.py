@@ -37,7 +37,8 @@ class Predictor:
 
     Asking for them costs two calls, more than a small request itself. A deployment can change
     meanwhile: when a request fails under a remembered schema, the server is asked again, and the
-    request is sent once more if the schema was out of date.
+    request is sent once more if the schema was out of date. Streams are long beside two calls, and
+    are begun under what the server says then.
     """
 
     def __init__(self, servers: Iterable[TritonServer]) -> None:
@@ -58,7 +59,18 @@ class Predictor:
             RequestRefusedError: Triton or the model refused the request.
             ServerUnavailableError: no server answers.
         """
-        return self._knowing(name, lambda schema: self._send(inputs, schema))
+        model = _model_and_version(name or "")
+        known = self._schemas.get(model)
+        if known is None:
+            return self._send(inputs, self._schema(model))
+        try:
+            return self._send(inputs, known)
+        except (InvalidInputError, RequestRefusedError, ModelUnknownError):
+            self._schemas.pop(model, None)  # another thread may have found out, too
+            fresh = self._schema(model)
+            if fresh == known:
+                raise
+            return self._send(inputs, fresh)
 
     def predict_stream(self, name: str | None, inputs: Any) -> Iterator[Prediction]:
         """Send one request to a model that answers in pieces, and wait for the first of them.
@@ -74,22 +86,9 @@ class Predictor:
             RequestRefusedError: also in the midst of it, or the model does not answer in pieces.
             Exception: those of `predict`.
         """
-        return self._knowing(name, lambda schema: self._begin(inputs, schema))
-
-    def _knowing(self, name: str | None, send: Callable[[ModelSchema], _T]) -> _T:
-        """Send under the schema that is remembered, and again where that was out of date."""
-        model = _model_and_version(name or "")
-        known = self._schemas.get(model)
-        if known is None:
-            return send(self._schema(model))
-        try:
-            return send(known)
-        except (InvalidInputError, RequestRefusedError, ModelUnknownError):
-            self._schemas.pop(model, None)  # another thread may have found out, too
-            fresh = self._schema(model)
-            if fresh == known:
-                raise
-            return send(fresh)
+        # asked anew: a model that streams no longer answers as one that has but one piece
+        schema = self._schema(_model_and_version(name or ""))
+        return self._begin(inputs, schema)
 
     def _schema(self, model: tuple[str, str]) -> ModelSchema:
         schema = self._ask(lambda server: server.schema(*model))

@@ -12,7 +12,7 @@ The JSON is strict (RFC 8259, ASCII) and exact, and laid out as the existing plu
 | FP*, BF16: NaN, ±infinity | `"NaN"`, `"Infinity"`, `"-Infinity"`, for JSON has no such numbers |
 | BYTES, valid UTF-8 | a string |
 | BYTES, all else | `{"b64": "…"}`, as TensorFlow Serving spells bytes |
-| objects of a `python_function` | themselves |
+| objects of a `python_function` | themselves; NaN, ±infinity in them as above |
 
 Nothing is ambiguous once the output's datatype is known: a string is NaN or infinity only in a
 float tensor, and an object is always bytes, for a BYTES value that looks like one is a string.
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 
 __all__ = ["OutputFileError", "Prediction", "outputs_from_json"]
 
+#: Of what Python writes: text, within which the others are text, and what JSON has not.
+_STRING_OR_NUMBER = re.compile(r'"(?:[^"\\]|\\.)*"|NaN|-?Infinity')
 _NOT_FINITE = {"NaN": np.nan, "Infinity": np.inf, "-Infinity": -np.inf}
 
 
@@ -192,7 +195,12 @@ def _texts(array: NDArray[Any]) -> bytes:
     spelled = np.empty(array.size, dtype=object)
     spelled[:] = [_spelled(value) for value in array.ravel().tolist()]
     nested = spelled.reshape(array.shape).tolist()
-    return json.dumps(nested, separators=(",", ":")).encode("ascii")
+    text = json.dumps(nested, separators=(",", ":"))
+    if "NaN" in text or "Infinity" in text:
+        text = _STRING_OR_NUMBER.sub(
+            lambda found: found[0] if found[0][0] == '"' else f'"{found[0]}"', text
+        )
+    return text.encode("ascii")
 
 
 def _spelled(value: object) -> object:

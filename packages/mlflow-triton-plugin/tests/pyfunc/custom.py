@@ -182,6 +182,71 @@ _PIECES: dict[str, Callable[[int], Any]] = {
 }
 
 
+class Rows(PythonModel):
+    """Gives rows with the batch dimension or without it."""
+
+    def __init__(self, form: str) -> None:
+        self._form = form
+
+    def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        return ROWS[self._form]()[0]
+
+    def predict_stream(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        yield from ROWS[self._form]()
+
+
+ROWS: dict[str, Callable[[], list[Any]]] = {
+    "three": lambda: [
+        np.array([1, 2, 3], np.float32),
+        np.array([[4, 5, 6]], np.float32),
+        [7.0, 8.0, 9.0],
+        np.ones((2, 3)),
+    ],
+    "any": lambda: [[1.0, 2.0], [[3.0]], [], np.ones((2, 2)), 4.0],
+    "texts": lambda: [["a", "b"], [["c"]], np.array(["d", "e", "f"])],
+    "json": lambda: [
+        [1, [2]],
+        {"predictions": 3},
+        pd.DataFrame({"q": [1, 2]}),
+        np.arange(2),
+        None,
+        "x",
+    ],
+}
+
+
+class NotFinite(PythonModel):
+    """Answers numbers that JSON has not, beside text that looks like them."""
+
+    def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        return [NOT_FINITE for _ in model_input["x"]]
+
+    def predict_stream(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        yield NOT_FINITE
+
+
+NOT_FINITE = {
+    "a": float("nan"),
+    "b": [1, float("inf"), np.float32("-inf"), None, 2**70],
+    "NaN": ["NaN", "Infinity", '"NaN"', "\\u004eaN", "-Infinity, NaN", "\ud83d"],
+}
+
+
+class Ticking(PythonModel):
+    """Goes on until it is closed, and then notes it in a folder."""
+
+    def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        return model_input["folder"]
+
+    def predict_stream(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        try:
+            while True:
+                yield "tick"
+                time.sleep(0.01)
+        finally:
+            Path(model_input["folder"], uuid.uuid4().hex).touch()
+
+
 class Generating(PythonModel):
     """Its predict is a generator."""
 
@@ -208,3 +273,33 @@ class Sums(PythonModel):
 
     def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
         return model_input.sum(axis=1).to_numpy(np.float32)
+
+
+class Leaving(PythonModel):
+    """Raises what no `except Exception` catches."""
+
+    def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        if (model_input["how"] != "stays").any():
+            raise _WAYS[next(each for each in model_input["how"] if each != "stays")]
+        return model_input["how"]
+
+    def predict_stream(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        yield "first"
+        if model_input["how"] != "stays":
+            raise _WAYS[model_input["how"]]
+
+
+class Wordless(Exception):  # noqa: N818 - it is a name to be told
+    """Has no words, and those it would have are no text."""
+
+    def __str__(self) -> str:
+        raise ValueError
+
+
+_WAYS: dict[str, BaseException] = {
+    "SystemExit": SystemExit(3),
+    "KeyboardInterrupt": KeyboardInterrupt(),
+    "GeneratorExit": GeneratorExit(),
+    "Wordless": Wordless(),
+    "UnicodeError": UnicodeError("lone \ud800"),
+}

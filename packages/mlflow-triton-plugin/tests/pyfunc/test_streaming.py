@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import io
 import itertools
 import json
 import threading
 import urllib.request
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from queue import Queue
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +19,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from mlflow.deployments import get_deploy_client
+from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature, infer_signature
-from mlflow.types import ColSpec, Schema
+from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+from mlflow.types.schema import Array
 from tritonclient import grpc as triton_grpc
 
+from mlflow_triton_plugin import cli
 from mlflow_triton_plugin.cli import main
 from mlflow_triton_plugin.local import LocalTriton
 
@@ -109,6 +114,61 @@ def test_pieces_of_every_form(
         assert len(found) == count
 
 
+@pytest.mark.parametrize("form", list(custom.ROWS))
+def test_a_piece_without_the_batch_dimension_is_one_row(
+    deploy: Deploy, pyfunc_client: TritonDeploymentClient, form: str
+) -> None:
+    kinds: dict[str, Any] = {
+        "three": Schema([TensorSpec(np.dtype(np.float32), (-1, 3))]),
+        "any": Schema([ColSpec(Array(DataType.double))]),
+        "texts": Schema([ColSpec(Array(DataType.string))]),
+        "json": None,
+    }
+    signature = ModelSignature(Schema([ColSpec("double", "x")]), kinds[form])
+    name, _uri = deploy(custom.Rows(form), signature=signature)
+    pieces = pyfunc_client.predict_stream(name, {"x": [1.0]})
+    arrays = [each["outputs"]["predictions"] for each in pieces]
+    if form == "json":
+        wanted = [[1, [2]], {"predictions": 3}, [{"q": 1}, {"q": 2}], [0, 1], None, "x"]
+        assert [each.tolist() for each in arrays] == [[[each]] for each in wanted]
+        return
+    if form == "texts":
+        arrays = [np.char.decode(each.astype("S")) for each in arrays]
+    given = [np.atleast_2d(piece) for piece in custom.ROWS[form]()]
+    assert [each.tolist() for each in arrays] == [each.tolist() for each in given]
+    if form == "three":
+        answered = pyfunc_client.predict(name, {"x": [1.0]})["outputs"]["predictions"]
+        assert answered.tolist() == [[1, 2, 3]]
+
+
+def test_numbers_that_json_has_not_come_back_and_others_get_valid_json(
+    deploy: Deploy, pyfunc_client: TritonDeploymentClient, pyfunc_triton: LocalTriton
+) -> None:
+    signature = ModelSignature(Schema([ColSpec("double", "x")]))
+    name, _uri = deploy(custom.NotFinite(), signature=signature)
+    wanted = repr({**custom.NOT_FINITE, "b": [1, np.inf, -np.inf, None, 2**70]})
+    for answered in (
+        pyfunc_client.predict(name, {"x": [1.0]}),
+        *pyfunc_client.predict_stream(name, {"x": [1.0]}),
+    ):
+        assert repr(answered["outputs"]["predictions"].item()) == wanted
+        told = json.loads(answered.to_json(), parse_constant=pytest.fail)
+        assert told["outputs"]["predictions"][0][0]["b"] == AS_TEXT["b"]
+    request = urllib.request.Request(  # noqa: S310 - http, on this machine
+        f"{pyfunc_triton.http_url}/v2/models/{name}/generate", b'{"x": 1}'
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
+        text = json.loads(answer.read())["predictions"]
+    assert json.loads(text, parse_constant=pytest.fail) == AS_TEXT
+
+
+AS_TEXT = {
+    **custom.NOT_FINITE,
+    "a": "NaN",
+    "b": [1, "Infinity", "-Infinity", None, 2**70],
+}
+
+
 def test_a_piece_comes_before_the_next_is_made(
     telling: tuple[str, str], pyfunc_client: TritonDeploymentClient, tmp_path: Path
 ) -> None:
@@ -137,6 +197,32 @@ def test_who_goes_away_is_waited_for_by_nobody(
     assert texts(pyfunc_client.predict_stream(telling[0], PROMPT)) == WORDS
     gate.touch()
     wait_until((tmp_path / "gate.end").exists)
+
+
+@pytest.mark.parametrize("options", [{"parameters.mlflow_streams": "2"}, {"instance_count": "2"}])
+def test_who_leaves_an_endless_answer_ends_it(
+    pyfunc_client: TritonDeploymentClient, tmp_path: Path, options: dict[str, str]
+) -> None:
+    """While the client lives on; those that have not begun, too, and on whichever instance."""
+    name = f"m{uuid.uuid4().hex[:12]}"
+    signature = infer_signature(pd.DataFrame({"folder": ["x"]}), ["text"])
+    uri = log_pyfunc(custom.Ticking(), signature=signature).model_uri
+    pyfunc_client.create_deployment(name, uri, config={"load_timeout": "60", **options})
+    asked = {"folder": [str(tmp_path)]}
+    try:
+        endless: list[Any] = [pyfunc_client.predict_stream(name, asked) for _ in range(2)]
+        assert texts(next(each) for each in endless) == ["tick", "tick"]
+        waiting = threading.Thread(
+            target=lambda: next(pyfunc_client.predict_stream(name, asked)), daemon=True
+        )
+        waiting.start()
+        assert texts([pyfunc_client.predict(name, asked)]) == asked["folder"]
+        for each in endless:
+            each.close()
+        wait_until(lambda: len(list(tmp_path.iterdir())) == len(endless) + 1)
+        pyfunc_client.update_deployment(name, uri)
+    finally:
+        pyfunc_client.delete_deployment(name, config={"load_timeout": "60"})
 
 
 def test_a_cancelled_request_ends_the_generator(telling: tuple[str, str], tmp_path: Path) -> None:
@@ -173,6 +259,51 @@ def test_an_error_in_the_midst_comes_after_the_pieces_before_it(
     assert list(pieces) == []
     begin = lambda: pyfunc_client.predict_stream(telling[0], {"prompt": ["bad"]})  # noqa: E731
     refused(begin, "BAD_REQUEST", "word 0 is bad")
+
+
+WAYS = ("SystemExit", "KeyboardInterrupt", "GeneratorExit", "Wordless", "UnicodeError")
+
+
+@pytest.fixture(scope="module")
+def leaving() -> str:
+    """The URI of a model that raises what its row says."""
+    signature = infer_signature(pd.DataFrame({"how": ["x"]}), ["text"])
+    uri: str = log_pyfunc(custom.Leaving(), signature=signature).model_uri
+    return uri
+
+
+@pytest.mark.parametrize("stream", ["true", "false"])
+def test_whatever_a_model_raises_ends_its_request_and_nothing_else(
+    pyfunc_client: TritonDeploymentClient, leaving: str, stream: str
+) -> None:
+    """`sys.exit()` too: the version goes on answering, and unloads when it is asked to."""
+    name = f"m{uuid.uuid4().hex[:12]}"
+    pyfunc_client.create_deployment(name, leaving, config={"stream": stream, "load_timeout": "30"})
+    try:
+        for way in WAYS:
+            asked = {"how": [way]}
+            refused(partial(pyfunc_client.predict, name, asked), "BAD_REQUEST", way)
+            if stream == "true":
+                pieces = pyfunc_client.predict_stream(name, asked)
+                assert texts([next(pieces)]) == ["first"]
+                refused(partial(next, pieces), "BAD_REQUEST", way)
+                assert list(pieces) == []
+        assert beside_each_other(pyfunc_client, name) == ["stays", "SystemExit"] * 20
+    finally:
+        pyfunc_client.delete_deployment(name, config={"load_timeout": "30"})
+
+
+def beside_each_other(client: TritonDeploymentClient, name: str) -> list[str]:
+    """What requests that Triton may join are answered, each by itself."""
+
+    def ask(how: str) -> str:
+        try:
+            return texts([client.predict(name, {"how": [how]})])[0]
+        except MlflowException as exc:
+            return how if how in str(exc) else str(exc)
+
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(ask, ["stays", "SystemExit"] * 20))
 
 
 def test_streams_and_predictions_go_on_beside_each_other(
@@ -300,6 +431,8 @@ def test_an_update_from_one_to_the_other_and_back(
             assert texts([pyfunc_client.predict(name, PROMPT)]) == [PROMPT["prompt"][0].upper()]
             assert texts(pyfunc_client.predict_stream(name, PROMPT)) == WORDS
             pyfunc_client.update_deployment(name, whole)
+            stream = partial(pyfunc_client.predict_stream, name, PROMPT)
+            refused(stream, "BAD_REQUEST", "not in pieces")
     finally:
         pyfunc_client.delete_deployment(name)
 
@@ -363,6 +496,59 @@ def test_the_command_line_prints_a_line_a_piece(
     told = capsys.readouterr()
     assert json.loads(told.out)["outputs"]["predictions"] == [["GOOD"]]
     assert "word 1 is bad" in told.err
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"prompt": {"0": "tell me"}}', ["TELL", "ME"]),
+        (pd.DataFrame({"prompt": ["tell me"]}, index=[7]).to_json(), ["TELL", "ME"]),
+        ('{"columns": ["prompt"], "index": [0], "data": [["tell me"]]}', ["TELL", "ME"]),
+        ('[{"prompt": "tell me"}]', ["TELL", "ME"]),
+        ('{"prompt": ["00123"]}', ["00123"]),
+        ('{"prompt": {"0": "00123"}}', ["00123"]),
+    ],
+)
+def test_the_command_line_takes_what_that_of_mlflow_takes(
+    telling: tuple[str, str],
+    pyfunc_client: TritonDeploymentClient,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    text: str,
+    words: list[str],
+) -> None:
+    """What pandas writes; but text is text, also where it looks like a number."""
+    path = tmp_path / "input.json"
+    path.write_text(text)
+    if words[0] != "00123":
+        answered = pyfunc_client.predict(telling[0], pd.read_json(path))
+        assert texts([answered]) == [" ".join(words)]
+    assert main(["predict-stream", telling[0], "--input-path", str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [json.loads(line)["outputs"]["predictions"] for line in lines] == [[[w]] for w in words]
+
+
+@pytest.mark.parametrize(
+    ("given", "by_pandas"),
+    [
+        ({"a": {"0": 1, "3": 2}}, True),
+        ({"a": [1, 2], "b": 3}, True),
+        ({"inputs": {"0": "x"}}, True),
+        ({"a": [1, 2]}, False),
+        ({"a": {"b": 1}}, False),
+        ({"messages": [{"role": "user"}] * 2, "stop": ["x"], "n": 1}, False),
+        ({"messages": [{"role": "user"}], "custom_inputs": {"a": 1}}, False),
+        ({}, False),
+        ([1], False),
+        (None, False),
+    ],
+)
+def test_only_what_is_a_table_to_pandas_alone_is_read_by_it(given: Any, *, by_pandas: bool) -> None:
+    read = cli._as_pandas_reads(given)
+    if by_pandas:
+        pd.testing.assert_frame_equal(read, pd.read_json(io.StringIO(json.dumps(given))))
+    else:
+        assert read is given
 
 
 def test_the_end_of_the_server_waits_for_no_stream(

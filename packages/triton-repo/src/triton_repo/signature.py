@@ -35,6 +35,7 @@ class Column:
         spec: the tensor it becomes, with the rows as first dimension; None where there is none.
         problem: why there is none.
         is_json: whether its values are JSON on the way.
+        is_list: whether each of them is a list.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Column:
     spec: TensorSpec | None
     problem: str = ""
     is_json: bool = False
+    is_list: bool = False
 
 
 def columns_of(document: Iterable[object]) -> list[Column]:
@@ -66,11 +68,11 @@ def _column(document: Mapping[str, Any]) -> Column:
         datatype = "BYTES" if kind in _JSON_TYPES else datatype_of(column=kind).name
     except ConfigError:
         return Column(name, shown, is_tensor=False, spec=None, problem="Triton has no such type")
-    if levels and kind in _JSON_TYPES:
-        levels = 0  # a list of objects is one JSON text
-    shape = (-1, *([-1] * levels or [1]))
+    is_json = kind in _JSON_TYPES
+    # a list of objects is one JSON text
+    shape = (-1, *([-1] * (0 if is_json else levels) or [1]))
     spec = TensorSpec(name, datatype, shape, optional)
-    return Column(name, shown, is_tensor=False, spec=spec, is_json=kind in _JSON_TYPES)
+    return Column(name, shown, is_tensor=False, spec=spec, is_json=is_json, is_list=levels > 0)
 
 
 def _tensor(document: Mapping[str, Any], name: str, *, optional: bool) -> Column:

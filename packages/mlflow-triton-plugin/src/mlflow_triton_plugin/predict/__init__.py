@@ -35,8 +35,9 @@ def to_tensors(inputs: object, schema: ModelSchema) -> dict[str, NDArray[Any]]:
 
     Args:
         inputs: a dict of arrays, lists or scalars; one array or list for a model with one input; a
-            pandas frame or series; MLflow's, TensorFlow Serving's and KServe v2's JSON as Python
-            holds it or as `pandas.read_json` delivers it. `_forms` lists them.
+            pandas frame or series; what MLflow's chats take; MLflow's, TensorFlow Serving's and
+            KServe v2's JSON as Python holds it or as `pandas.read_json` delivers it. `_forms` lists
+            them.
         schema: what the model takes.
 
     Returns:

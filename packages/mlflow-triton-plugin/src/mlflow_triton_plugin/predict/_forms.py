@@ -9,10 +9,14 @@
 | split | `{"dataframe_split": {"columns": […], "data": […]}}`; bare | index holds the keys |
 | KServe v2 | `{"inputs": [{"name", "shape", "datatype", "data"}, …]}` | cells hold dicts |
 | columns | a frame: a column an input, or N feature columns for one input `[-1, N]` | the same |
+| chat | `{"messages": [{…}, …], "temperature": 0.5}`, MLflow's chats | a message a row |
 
 Where the model's configuration names the feature columns (`mlflow_columns`), they are put in its
 order, a dict of them is a table too, and other names are refused; without, it is the frame's order
 that counts.
+
+A dict is one row, as it is to MLflow, where its values cannot be read otherwise: it has a list of
+no lists for an input that takes a list in each row. To all other models a list is rows.
 
 A frame that pandas made of a wrapping is first given the spelling it had in the file, so that each
 form is understood in one place. A wrapping's key that is also an input's name is the input, unless
@@ -64,7 +68,7 @@ def named(inputs: object, schema: ModelSchema) -> Mapping[str, object]:
     if isinstance(inputs, Mapping):
         return _of_mapping(inputs, schema)
     if is_frame(inputs):
-        spelled = _as_it_was_in_the_file(inputs, schema)
+        spelled = _as_it_was_in_the_file(inputs, schema) or _as_a_chat(inputs, schema)
         return _of_mapping(spelled, schema) if spelled else _of_table(_Frame(inputs), schema)
     if is_series(inputs):
         return _of_series(inputs, schema)
@@ -160,9 +164,17 @@ def _of_wrapped(wrapper: str, content: object, schema: ModelSchema) -> Mapping[s
 def _of_names(values: Mapping[Any, object], schema: ModelSchema) -> Mapping[str, object]:
     """Inputs by their names, or the columns of the one input there is by theirs."""
     named = {str(name): value for name, value in values.items()}
+    if any(_has_no_lists(named[name]) for name in schema.json_lists & named.keys()):
+        return {name: [value] for name, value in named.items()}
     if schema.columns and named and schema.inputs_by_name.keys().isdisjoint(named):
         return _of_table(_Columns(named), schema)
     return named
+
+
+def _has_no_lists(values: object) -> bool:
+    return isinstance(values, (list, tuple)) and not any(
+        isinstance(each, (list, tuple, np.ndarray)) for each in values
+    )
 
 
 def _of_values(value: object, schema: ModelSchema) -> Mapping[str, object]:
@@ -233,6 +245,31 @@ def _content(series: pd.Series[Any], key: str, schema: ModelSchema) -> object:
     if names and (are_inputs or (are_text and key not in schema.inputs_by_name)):
         return dict(zip(names, series.tolist(), strict=True))
     return series.tolist()
+
+
+def _as_a_chat(frame: pd.DataFrame, schema: ModelSchema) -> dict[str, object] | None:
+    """The dict that `pandas.read_json` made this frame of: messages are rows, the rest is repeated.
+
+    Raises:
+        InvalidInputError: the rest is not the same everywhere.
+    """
+    columns = {str(name): series.tolist() for name, series in frame.items()}
+    lists = [columns[name] for name in schema.json_lists & columns.keys()]
+    if frame.empty or not any(map(_has_no_lists, lists)):
+        return None
+    spelled: dict[str, object] = {}
+    for name, cells in columns.items():
+        spec = schema.inputs_by_name.get(name)
+        takes_a_list = name in schema.json_lists or (spec is not None and spec.shape[1:] == (-1,))
+        if takes_a_list and _has_no_lists(cells):
+            spelled[name] = cells
+            continue
+        if any(cell != cells[0] for cell in cells):
+            raise InvalidInputError(
+                f"input {name}: has other values beside other messages; a chat has one", input=name
+            )
+        spelled[name] = cells[0]
+    return spelled
 
 
 # -- tables ----------------------------------------------------------------------------------------

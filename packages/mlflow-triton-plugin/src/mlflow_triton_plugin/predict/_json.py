@@ -1,7 +1,15 @@
-"""MLflow's objects, maps and `Any`: one JSON text a row, in BYTES."""
+"""MLflow's objects, maps and `Any`: one JSON text a row, in BYTES.
+
+JSON has no NaN and no infinity. They are strings in it, with a letter written as an escape, which
+no encoder does: so they are told from text, both ways; for all others they are `"NaN"`,
+`"Infinity"` and `"-Infinity"`. The model's side is `mlflow_triton_values.py` of `triton_repo`.
+"""
 
 from __future__ import annotations
 
+import json
+import re
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +20,7 @@ from mlflow_triton_plugin.predict._forms import parameters
 from mlflow_triton_plugin.predict._schema import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from numpy.typing import NDArray
 
@@ -20,6 +28,18 @@ if TYPE_CHECKING:
     from triton_repo.tensors import TensorSpec
 
 __all__ = ["json_texts", "json_values", "params_text"]
+
+#: What Python writes for the numbers that JSON has not, and what we do.
+_SPELLINGS = {
+    "NaN": r'"\u004eaN"',
+    "Infinity": r'"\u0049nfinity"',
+    "-Infinity": r'"-\u0049nfinity"',
+}
+_NUMBERS = {spelling: python for python, spelling in _SPELLINGS.items()}
+_STRING_OR_NUMBER = re.compile(r'"(?:[^"\\]|\\.)*"|NaN|-?Infinity')
+
+#: What orjson would make a float of, perhaps.
+_BEYOND_64_BITS = re.compile(rb"\d{20}")
 
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 
@@ -43,7 +63,7 @@ def json_texts(value: object, spec: TensorSpec) -> NDArray[Any]:
     texts = np.empty((len(rows), 1), dtype=object)
     for place, row in enumerate(rows):
         try:
-            texts[place, 0] = orjson.dumps(row, option=_OPTIONS)
+            texts[place, 0] = _text(row)
         except TypeError as exc:  # orjson's JSONEncodeError is one
             raise InvalidInputError(
                 f"input {spec.name}: row {place} has no form in JSON: {exc}", input=spec.name
@@ -59,9 +79,35 @@ def params_text(inputs: object, schema: ModelSchema) -> str:
     """
     given = parameters(inputs, schema)
     try:
-        return orjson.dumps(given, option=_OPTIONS).decode() if given else ""
+        return _text(given).decode() if given else ""
     except TypeError as exc:
         raise InvalidInputError(f"the parameters have no form in JSON: {exc}") from exc
+
+
+def _text(value: object) -> bytes:
+    """JSON of a value.
+
+    Raises:
+        TypeError: it has no form in JSON.
+    """
+    text = orjson.dumps(value, option=_OPTIONS)
+    if b"null" not in text:  # which stands for the others, too
+        return text
+    with suppress(TypeError, ValueError):  # Python's knows fewer kinds of keys
+        by_python = json.dumps(value, default=_plain)
+        if "NaN" in by_python or "Infinity" in by_python:
+            return _replaced(by_python, _SPELLINGS).encode()
+    return text
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, (np.ndarray, np.floating)):
+        return value.tolist()
+    return orjson.loads(orjson.dumps(value, option=_OPTIONS))
+
+
+def _replaced(text: str, by: Mapping[str, str]) -> str:
+    return _STRING_OR_NUMBER.sub(lambda found: by.get(found[0], found[0]), text)
 
 
 def json_values(array: NDArray[Any]) -> NDArray[Any]:
@@ -69,10 +115,22 @@ def json_values(array: NDArray[Any]) -> NDArray[Any]:
     values = np.empty(array.size, dtype=object)
     for place, text in enumerate(_flat(array)):
         try:
-            values[place] = orjson.loads(text)
-        except orjson.JSONDecodeError:
+            values[place] = _read(text)
+        except (ValueError, RecursionError):
             values[place] = text
     return values.reshape(array.shape)
+
+
+def _read(text: bytes) -> object:
+    """What a JSON text says; also one that only Python reads, with NaN or halves of surrogates.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if rb"\u004" not in text and not _BEYOND_64_BITS.search(text):
+        with suppress(orjson.JSONDecodeError):
+            return orjson.loads(text)
+    return json.loads(_replaced(text.decode(), _NUMBERS))
 
 
 def _flat(array: NDArray[Any]) -> Iterable[bytes]:

@@ -38,10 +38,12 @@ class ModelSchema:
         max_batch_size: 0 where the model does not batch.
         parameters: names of what `predict` of a `python_function` takes beside its inputs.
         json_inputs: inputs that take one JSON text a row, for MLflow's objects, maps and `Any`.
-        json_outputs: the same of outputs.
+        json_lists: those of `json_inputs` that take a list in each row.
+        json_outputs: as `json_inputs`, of outputs.
         columns: names of the columns of the only input, in order, where MLflow's model takes a
             table of them; empty where nobody knows.
         decoupled: whether a request may have any number of answers; None where that is unknown.
+        ends_streams: whether another request can end one of these before its time.
     """
 
     name: str
@@ -51,9 +53,11 @@ class ModelSchema:
     max_batch_size: int = 0
     parameters: tuple[str, ...] = ()
     json_inputs: frozenset[str] = frozenset()
+    json_lists: frozenset[str] = frozenset()
     json_outputs: frozenset[str] = frozenset()
     columns: tuple[str, ...] = ()
     decoupled: bool | None = False
+    ends_streams: bool = False
 
     # Kept per schema: predict looks names up on a path whose budget is microseconds.
     @cached_property

@@ -172,8 +172,9 @@ class TritonServer(Protocol):
     ) -> Generator[InferResult]:
         """Send one request, and take its answers as they come; see `infer`.
 
-        The request is sent with the first `next`. Who closes the iterator cancels it, where the
-        server survives that (see `_stream`). The deadline is for each answer.
+        The request is sent with the first `next`. Who closes the iterator cancels it where the
+        server survives that, or has the model end it (see `_stream`). The deadline is for each
+        answer.
 
         Raises:
             RequestRefusedError: also in the midst of it.

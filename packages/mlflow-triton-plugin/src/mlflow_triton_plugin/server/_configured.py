@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mlflow_triton_plugin.predict import ModelSchema
 from triton_repo.flavors import COLUMNS
-from triton_repo.flavors.pyfunc import JSON_INPUTS, JSON_OUTPUTS, PARAMS
+from triton_repo.flavors.pyfunc import JSON_INPUTS, JSON_LISTS, JSON_OUTPUTS, PARAMS, STREAMS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -56,9 +56,11 @@ class Configured:
             max_batch_size=self.max_batch_size,
             parameters=tuple(self._names(PARAMS)),
             json_inputs=frozenset(self._names(JSON_INPUTS)),
+            json_lists=frozenset(self._names(JSON_LISTS)),
             json_outputs=frozenset(self._names(JSON_OUTPUTS)),
             columns=tuple(self._names(COLUMNS)),
             decoupled=self.decoupled,
+            ends_streams=STREAMS in self.parameters,
         )
 
     def _names(self, key: str) -> list[str]:

@@ -6,8 +6,9 @@ left out: it would add its own objects to every request, and hide gRPC's status 
 
 from __future__ import annotations
 
+import uuid
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
@@ -36,7 +37,7 @@ from mlflow_triton_plugin.server._translate import (
     named,
     raise_translated,
 )
-from triton_repo.flavors.pyfunc import PARAMS, STREAM
+from triton_repo.flavors.pyfunc import PARAMS, STREAM, STREAM_END, STREAM_ID
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping
@@ -181,13 +182,17 @@ class GrpcServer:
         schema: ModelSchema,
         params: str = "",
     ) -> Generator[InferResult]:
-        return self._responses(_request(model, version, tensors, schema, params))
+        request = _request(model, version, tensors, schema, params)
+        if schema.ends_streams:
+            request.parameters[STREAM_ID].string_param = uuid.uuid4().hex
+        return self._responses(request)
 
     def _responses(self, request: Any) -> Generator[InferResult]:
         about = ("infer", named(request.model_name, request.model_version))
         metadata = [(header.name, header.value) for header in self._access.headers()]
         cancels = self._cancels
-        answers = Answers(self._triton.ModelStreamInfer(iter([request]), metadata=metadata))
+        call = self._triton.ModelStreamInfer(iter([request]), metadata=metadata)
+        answers = Answers(call, partial(self._has_ended, request))
         try:
             while (said := self._next(answers, *about)) is not None:
                 if said.error_message:
@@ -198,6 +203,20 @@ class GrpcServer:
                 yield result
         finally:
             answers.leave(cancels=cancels)
+
+    def _has_ended(self, request: Any) -> bool:
+        """Ask the model to end a request; False where another of its instances answers that one."""
+        if STREAM_ID not in request.parameters:
+            return True  # nobody there knows how
+        ending = service_pb2.ModelInferRequest()
+        ending.CopyFrom(request)
+        ending.parameters.clear()
+        ending.parameters[STREAM_END].CopyFrom(request.parameters[STREAM_ID])
+        try:
+            said = list(self._send(self._triton.ModelStreamInfer, iter([ending])))
+        except grpc.RpcError:
+            return False
+        return not any(each.error_message for each in said)
 
     def _next(self, answers: Answers, what: str, model: str) -> Any:
         try:

@@ -2,23 +2,31 @@
 
 Tritons up to 25.04 may crash, or never unload the model again, when a stream is cancelled while it
 is answered (triton-inference-server/server, issues 7368 and 8034). There, who leaves lets the
-answers come to their end, unread: the model goes on for nobody, and the server for everybody.
+answers come to their end, unread. A model of ours is asked by another request to end them soon;
+others go on for nobody, as long as this process lives, and their version is not unloaded meanwhile.
 """
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from queue import Empty, Full, Queue
 from threading import Event, Thread
-from typing import Any
+from time import monotonic
+from typing import TYPE_CHECKING, Any
 
 import grpc
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["Answers"]
 
 #: Answers that wait for their reader; gRPC holds the others back.
 _WAITING = 16
 _POLL_S = 0.2
+#: Between two requests to end another, which may have come to the wrong instance of the model.
+_AGAIN_S = 0.5
 
 
 class Answers:
@@ -26,10 +34,13 @@ class Answers:
 
     Args:
         call: what the stub has returned.
+        end: asks the model to end it, and says whether it will; called in the reader's thread.
     """
 
-    def __init__(self, call: Any) -> None:
+    def __init__(self, call: Any, end: Callable[[], bool]) -> None:
         self._call = call
+        self._end = end
+        self._end_from = 0.0
         self._read: Queue[Any] = Queue(_WAITING)
         self._left = Event()
         Thread(target=self._read_all, name="mlflow-triton-stream", daemon=True).start()
@@ -53,8 +64,11 @@ class Answers:
         """Read no further.
 
         Args:
-            cancels: whether the server is told; otherwise what comes is thrown away.
+            cancels: whether the server is told; otherwise, with the next answer, the model is, and
+                what comes is thrown away.
         """
+        if cancels:
+            self._end_from = math.inf
         self._left.set()
         if cancels:
             self._call.cancel()
@@ -64,6 +78,8 @@ class Answers:
         try:
             for each in self._call:
                 self._put(each)
+                if self._left.is_set() and monotonic() >= self._end_from:
+                    self._end_from = math.inf if self._end() else monotonic() + _AGAIN_S
         except grpc.RpcError as exc:
             last = exc
         self._put(last)

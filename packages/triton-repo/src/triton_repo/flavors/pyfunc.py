@@ -33,22 +33,45 @@ if TYPE_CHECKING:
     from triton_repo.names import ModelName
     from triton_repo.signature import Column
 
-__all__ = ["JSON_INPUTS", "JSON_OUTPUTS", "PARAMS", "STREAM", "convert", "generate_config"]
+__all__ = [
+    "JSON_INPUTS",
+    "JSON_LISTS",
+    "JSON_OUTPUTS",
+    "PARAMS",
+    "STREAM",
+    "STREAMS",
+    "STREAM_END",
+    "STREAM_ID",
+    "convert",
+    "generate_config",
+]
 
 BACKEND = "python"
 MODEL_FOLDER = "mlflow"
-#: `parameters` of config.pbtxt, each a JSON list of names: what MLflow calls `params`, and which
-#: inputs and outputs have one JSON text a row. A request's own parameter PARAMS holds the former's
-#: values as JSON: the protocol has neither lists nor, everywhere, fractions.
+#: `parameters` of config.pbtxt, each a JSON list of names: what MLflow calls `params`, which inputs
+#: and outputs have one JSON text a row, and which of these inputs take a list in it. A request's
+#: own parameter PARAMS holds the former's values as JSON: the protocol has neither lists nor,
+#: everywhere, fractions.
 PARAMS, JSON_INPUTS, JSON_OUTPUTS = "mlflow_params", "mlflow_json_inputs", "mlflow_json_outputs"
+JSON_LISTS = "mlflow_json_lists"
 #: A request's own parameter, where the model answers in pieces: False asks for what `predict`
 #: answers, in one; without it, it is `predict_stream` that is asked.
 STREAM = "mlflow_stream"
+#: A name that a request for pieces may have, and the parameter of another request to the same model
+#: that ends it before its time; the other is answered with nothing, or with an error where there is
+#: no such request: there may be several instances.
+STREAM_ID, STREAM_END = "mlflow_stream_id", "mlflow_stream_end"
+#: A parameter of config.pbtxt: how many requests of an instance are answered in pieces at the same
+#: time. Whoever reads it there knows that this package's `model.py` answers.
+STREAMS = "mlflow_streams"
+_STREAMS_DEFAULT = 32
 
 #: Rows a request, or a batch of several, may have. Nothing is reserved for it.
 GENERATED_MAX_BATCH_SIZE = 65_536
 #: What a tensor without a name is called: MLflow's scoring protocol has these words.
 _INPUT, _OUTPUT = "inputs", "predictions"
+#: The lists of objects by which MLflow's own signatures of chats are known, among the outputs.
+_CHATS = ("choices", "messages")
 
 _SHIM = tuple(
     Path(__file__).with_name("_pyfunc") / name for name in ("model.py", "mlflow_triton_values.py")
@@ -90,32 +113,36 @@ def generate_config(artifact: ModelArtifact, *, name: str) -> ModelConfig:
     A column is a tensor with one value a row, a `TensorSpec` a tensor of its shape. Where all of
     them begin with a variable dimension, that is the batch, and requests are joined: MLflow, too,
     gives a model rows in batches of any size (`spark_udf`). A model without an output signature
-    answers one JSON text a row.
+    answers one JSON text a row, and so does a chat (MLflow's `ChatModel`, `ChatAgent`,
+    `llm/v1/chat`): its answers leave keys out that the signature has, its pieces have others.
 
     Raises:
         ArtifactError: the model has no input signature, or one that Triton has no types for; each
             column at fault is named.
     """
     takes, answers = (_served_columns(artifact, side) for side in ("inputs", "outputs"))
-    inputs, outputs = _named(takes, _INPUT), _named(answers, _OUTPUT)
+    inputs = _named(takes, _INPUT)
     if not inputs:
         raise ArtifactError(
             "the model was logged without a signature, and a server needs to know its inputs: "
             "mlflow.models.set_signature(model_uri, mlflow.models.infer_signature(inputs, "
             "model.predict(inputs))) adds one"
         )
-    comment = "Generated from the model's signature. Log a config.pbtxt with it to use your own."
+    outputs, json_outputs, comment = _answered(answers)
+    json_inputs = [spec for spec, each in zip(inputs, takes, strict=True) if each.is_json]
+    json_lists = [
+        spec for spec, each in zip(inputs, takes, strict=True) if each.is_json and each.is_list
+    ]
     as_json = {
         PARAMS: artifact.signature_params,
-        JSON_INPUTS: [spec.name for spec, each in zip(inputs, takes, strict=True) if each.is_json],
-        JSON_OUTPUTS: [
-            spec.name for spec, each in zip(outputs, answers, strict=True) if each.is_json
-        ],
+        JSON_INPUTS: [spec.name for spec in json_inputs],
+        JSON_LISTS: [spec.name for spec in json_lists],
+        JSON_OUTPUTS: [spec.name for spec in json_outputs],
     }
-    if not outputs:
-        outputs = [TensorSpec(_OUTPUT, "BYTES", (-1, 1))]
-        as_json[JSON_OUTPUTS] = [_OUTPUT]
-        comment += "\nIt says nothing of the outputs: each row of them is one JSON text."
+    parameters = {key: json.dumps(names) for key, names in as_json.items() if names}
+    decoupled = bool(artifact.flavors["python_function"].get("streamable"))
+    if decoupled:
+        parameters[STREAMS] = str(_STREAMS_DEFAULT)
     batched = all(spec.shape[:1] == (-1,) for spec in (*inputs, *outputs))
     return ModelConfig.build(
         name=name,
@@ -124,12 +151,27 @@ def generate_config(artifact: ModelArtifact, *, name: str) -> ModelConfig:
         outputs=[_config_spec(spec, batched=batched) for spec in outputs],
         max_batch_size=GENERATED_MAX_BATCH_SIZE if batched else 0,
         dynamic_batching=batched,
-        decoupled=bool(artifact.flavors["python_function"].get("streamable")),
+        decoupled=decoupled,
         # each instance is a process that imports all of the model's packages
         instances=1,
-        parameters={key: json.dumps(names) for key, names in as_json.items() if names},
+        parameters=parameters,
         comment=comment,
     )
+
+
+def _answered(columns: list[Column]) -> tuple[list[TensorSpec], list[TensorSpec], str]:
+    """The outputs, those of them that are JSON, and what config.pbtxt says at its top."""
+    comment = "Generated from the model's signature. Log a config.pbtxt with it to use your own."
+    whole = [TensorSpec(_OUTPUT, "BYTES", (-1, 1))]
+    if not columns:
+        why = "It says nothing of the outputs: each row of them is one JSON text."
+        return whole, whole, f"{comment}\n{why}"
+    if any(each.is_json and each.is_list and each.name in _CHATS for each in columns):
+        why = "A chat's answers have not always the same keys: each is one JSON text."
+        return whole, whole, f"{comment}\n{why}"
+    outputs = _named(columns, _OUTPUT)
+    as_json = [spec for spec, each in zip(outputs, columns, strict=True) if each.is_json]
+    return outputs, as_json, comment
 
 
 def _served_columns(artifact: ModelArtifact, side: str) -> list[Column]:

@@ -2,12 +2,17 @@
 """From Triton's arrays to what `predict` takes, and from what it answers to Triton's arrays.
 
 Rows are looked at all together, by numpy and pandas; only text and JSON are made one by one.
+
+JSON has no NaN and no infinity. They are strings in it, with a letter written as an escape, which
+no encoder does: who knows of it tells them from text, for all others they are `"NaN"`,
+`"Infinity"` and `"-Infinity"`. The client has the same, in `mlflow_triton_plugin.predict._json`.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import json
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +31,15 @@ __all__ = ["Given", "Wanted"]
 
 #: The parameter of a request that holds MLflow's `params`, as JSON.
 _PARAMS = "mlflow_params"
+
+#: What Python writes for the numbers that JSON has not, and what we do.
+_SPELLINGS = {
+    "NaN": r'"\u004eaN"',
+    "Infinity": r'"\u0049nfinity"',
+    "-Infinity": r'"-\u0049nfinity"',
+}
+_NUMBERS = {spelling: python for python, spelling in _SPELLINGS.items()}
+_STRING_OR_NUMBER = re.compile(r'"(?:[^"\\]|\\.)*"|NaN|-?Infinity')
 
 # -- what is given ------------------------------------------------------------------------------
 
@@ -71,7 +85,7 @@ class Given:
         what the model takes: gateways add some that are not.
         """
         given = json.loads(text) if text else {}
-        ours = json.loads(given.pop(_PARAMS, "{}"))
+        ours = _from_json(given.pop(_PARAMS, "{}"))
         known = (
             (self._params[name], value) for name, value in given.items() if name in self._params
         )
@@ -113,7 +127,7 @@ def _column(array: NDArray[Any], levels: int, leaf: str) -> NDArray[Any]:
 
         flat = pd.to_datetime([each.decode() for each in flat], format="ISO8601").to_numpy()
     elif leaf == "json":
-        flat = _objects([json.loads(each) for each in flat])
+        flat = _objects([_from_json(each.decode()) for each in flat])
     return flat.reshape(array.shape) if levels else flat
 
 
@@ -130,6 +144,12 @@ def _objects(values: Sequence[object]) -> NDArray[Any]:
     return array
 
 
+def _from_json(text: str) -> Any:
+    if "\\u004" in text:
+        text = _STRING_OR_NUMBER.sub(lambda found: _NUMBERS.get(found[0], found[0]), text)
+    return json.loads(text)
+
+
 # -- what is answered ---------------------------------------------------------------------------
 
 
@@ -137,28 +157,40 @@ class Wanted:
     """What a prediction is made into: arrays of the outputs' types and shapes."""
 
     def __init__(
-        self, outputs: list[dict[str, Any]], signature: ModelSignature | None, *, batched: bool
+        self,
+        outputs: list[dict[str, Any]],
+        signature: ModelSignature | None,
+        *,
+        batched: bool,
+        as_json: Sequence[str] = (),
     ) -> None:
         self._names: list[str] = [each["name"] for each in outputs]
         self._types = [pb_utils.triton_string_to_numpy(each["data_type"]) for each in outputs]
         self._dims = [[int(dim) for dim in each["dims"]] for each in outputs]
         self._batched = batched
         schema = signature.outputs if signature is not None else None
-        # without a signature config.pbtxt asks for JSON
-        self._are_json = [True] * len(outputs)
-        if schema is not None:
+        kinds = schema.input_types() if schema is not None else []
+        known = schema.input_names() if schema is not None else []
+        if len(kinds) == len(outputs):
             self._are_json = [
-                not isinstance(kind, np.dtype) and _unnested(kind)[1] == "json"
-                for kind in schema.input_types()
+                not isinstance(kind, np.dtype) and _unnested(kind)[1] == "json" for kind in kinds
             ]
+        else:  # config.pbtxt has others than the signature, or that has none
+            self._are_json = [name in as_json or not kinds for name in self._names]
+        # where the output's name is not the model's own, a key that is called so is but a key
+        self._is_whole = self._names == list(as_json) and self._names[0] not in known
 
     def response(self, arrays: Iterable[NDArray[Any]]) -> Any:
         """Triton's response of what `arrays` gave."""
         tensors = [pb_utils.Tensor(*each) for each in zip(self._names, arrays, strict=True)]
         return pb_utils.InferenceResponse(output_tensors=tensors)
 
-    def arrays(self, prediction: Any) -> list[NDArray[Any]]:
+    def arrays(self, prediction: Any, *, is_piece: bool = False) -> list[NDArray[Any]]:
         """One array an output.
+
+        Args:
+            prediction: what `predict` answers, or one piece of what `predict_stream` gives.
+            is_piece: whether it is one row where it can be; otherwise it is rows where it can be.
 
         Raises:
             ValueError: the prediction is not what the signature says.
@@ -167,13 +199,16 @@ class Wanted:
             raise ValueError("the model answers nothing (None)")
         if hasattr(prediction, "toarray"):  # scipy's sparse matrices
             prediction = prediction.toarray()
-        values = self._values(prediction)
-        return [self._array(place, value) for place, value in enumerate(values)]
+        if self._is_whole:
+            values: list[Any] = [[_records(prediction)] if is_piece else _records(prediction)]
+        else:
+            values = self._values(prediction)
+        return [self._array(place, value, is_piece) for place, value in enumerate(values)]
 
     def _values(self, prediction: Any) -> list[Any]:
         """What of a prediction belongs to which output."""
         names = self._names
-        if hasattr(prediction, "columns"):
+        if _is_frame(prediction):
             return self._of_frame(prediction)
         if isinstance(prediction, Mapping) and (len(names) > 1 or names[0] in prediction):
             return [_member_of(prediction, name) for name in names]
@@ -195,10 +230,9 @@ class Wanted:
         places = {str(column): place for place, column in enumerate(frame.columns)}
         if places.keys() >= set(self._names):
             return [frame.iloc[:, places[name]] for name in self._names]
-        if len(self._names) == 1 and self._are_json[0]:
-            return [frame.to_dict("records")]
         if len(self._names) == 1:
-            return [frame.iloc[:, 0] if len(places) == 1 else frame]
+            is_column = len(places) == 1 and not self._are_json[0]
+            return [frame.iloc[:, 0] if is_column else frame]
         if len(places) == len(self._names):
             return [frame.iloc[:, place] for place in range(len(places))]
         raise ValueError(
@@ -206,7 +240,7 @@ class Wanted:
             f"{', '.join(self._names)}"
         )
 
-    def _array(self, place: int, value: Any) -> NDArray[Any]:
+    def _array(self, place: int, value: Any, is_piece: bool) -> NDArray[Any]:  # noqa: FBT001
         dtype, dims, name = self._types[place], self._dims[place], self._names[place]
         if dtype is not np.object_:
             array = _numbers(value, dtype, name)
@@ -216,12 +250,32 @@ class Wanted:
             return array if array.ndim == len(dims) else array.reshape(dims)
         if array.ndim == len(dims) + 1:
             return array
+        if _is_row(array.shape, dims) and (is_piece or -1 not in dims):
+            return array[np.newaxis]
         return array.reshape(len(array) if array.ndim else 1, *dims)
+
+
+def _is_row(shape: Sequence[int], dims: Sequence[int]) -> bool:
+    """Whether a tensor of this shape is one row of the output."""
+    return len(shape) == len(dims) and all(
+        dim in (-1, size) for size, dim in zip(shape, dims, strict=True)
+    )
+
+
+def _is_frame(prediction: Any) -> bool:
+    return hasattr(prediction, "columns")
+
+
+def _records(prediction: Any) -> Any:
+    return prediction.to_dict("records") if _is_frame(prediction) else prediction
 
 
 def _member_of(values: Mapping[str, Any], name: str) -> Any:
     if name not in values:
-        raise ValueError(f"the model's answer has no {name}, and its signature has")
+        raise ValueError(
+            f"the model's answer has no {name}, and its signature has; logged without outputs in "
+            "its signature, it answers JSON, whatever the keys"
+        )
     return values[name]
 
 
@@ -299,9 +353,17 @@ def _bytes_of(value: Any, name: str) -> bytes:
 
 def _json_texts(value: Any) -> NDArray[Any]:
     """One JSON text a row."""
-    rows = value.tolist() if hasattr(value, "tolist") else value
+    rows = _records(value)
+    rows = rows.tolist() if hasattr(rows, "tolist") else rows
     rows = rows if isinstance(rows, (list, tuple)) else [rows]
-    return _objects([json.dumps(each, default=_plain).encode() for each in rows])
+    return _objects([_json_of(each).encode() for each in rows])
+
+
+def _json_of(value: Any) -> str:
+    text = json.dumps(value, default=_plain)
+    if "NaN" in text or "Infinity" in text:
+        text = _STRING_OR_NUMBER.sub(lambda found: _SPELLINGS.get(found[0], found[0]), text)
+    return text
 
 
 def _plain(value: Any) -> object:

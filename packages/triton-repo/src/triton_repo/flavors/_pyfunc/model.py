@@ -7,7 +7,8 @@ pandas, numpy and what the model itself requires.
 
 Where config.pbtxt has the decoupled transaction policy, requests are answered in pieces: those that
 `predict_stream` of the model gives, as they come. Each request has a thread meanwhile, as it has in
-MLflow's own scoring server. Who wants what `predict` answers says so with the request.
+MLflow's own scoring server. Who wants what `predict` answers says so with the request, and who
+wants no more pieces with another one: not every Triton survives that a request is cancelled.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ import re
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from importlib import metadata
 from pathlib import Path
-from threading import BoundedSemaphore
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,12 +41,18 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 _MLFLOW = ("mlflow", "mlflow-skinny")
+#: Where MLflow has the classes that people derive theirs from, and those that are asked by a chat.
+_BASES, _CHATS = "mlflow.pyfunc.model", ("ChatModel", "ChatAgent", "ResponsesAgent")
 #: What is wrong with the environment that was packed for this model: its `bin/activate` sets it.
 _UNFIT = "MLFLOW_TRITON_ENVIRONMENT"
+#: A parameter of config.pbtxt: a JSON list of the outputs that have one JSON text a row.
+_JSON_OUTPUTS = "mlflow_json_outputs"
 #: The parameter of a request that chooses between `predict_stream` and `predict`: true, false.
 _STREAM = "mlflow_stream"
+#: The name of a request for pieces, and the parameter of another one that ends it.
+_ID, _END = "mlflow_stream_id", "mlflow_stream_end"
 #: How many requests of an instance are answered in pieces at the same time: a parameter of
-#: config.pbtxt. Others wait in Triton's queue.
+#: config.pbtxt. Others wait for their turn.
 _STREAMS, _STREAMS_DEFAULT = "mlflow_streams", 32
 
 
@@ -75,13 +82,22 @@ class TritonPythonModel:
         policy = config.get("model_transaction_policy", {})
         self._streams = _Streams(self, config) if policy.get("decoupled") else None
         self._batched = config["max_batch_size"] > 0
-        self._rows_are_kept = self._batched  # until an answer shows that they are not
         self._inputs = [each["name"] for each in config["input"]]
-        logged = self._model.metadata
+        self._know(self._model.metadata, config)
+
+    def _know(self, logged: Any, config: dict[str, Any]) -> None:
+        """What the model's MLmodel and its classes say of it."""
+        classes = _classes(self._model)
+        # until an answer shows that they are not; a chat that was asked twice might act twice
+        self._rows_are_kept = self._batched and not _is_chat(classes)
+        is_streamable = bool(logged.flavors["python_function"].get("streamable"))
+        self._has_stream = is_streamable and _has_stream(classes)
         # a function with type hints takes a list
         from_hints = getattr(logged, "_is_signature_from_type_hint", bool)()
         self._given = Given(self._inputs, logged.signature, from_hints=from_hints)
-        self._wanted = Wanted(config["output"], logged.signature, batched=self._batched)
+        as_json = json.loads(_parameter(config, _JSON_OUTPUTS) or "[]")
+        outputs = config["output"]
+        self._wanted = Wanted(outputs, logged.signature, batched=self._batched, as_json=as_json)
 
     def execute(self, requests: Sequence[Any]) -> list[Any] | None:
         """Answer requests: those that differ in nothing but their rows with one prediction.
@@ -96,7 +112,7 @@ class TritonPythonModel:
             return self._answers(requests)
         rest = [request for request in requests if not self._streams.takes(request)]
         for request, response in zip(rest, self._answers(rest), strict=True):
-            request.get_response_sender().send(response, flags=_FINAL)
+            _finish(request.get_response_sender(), response)
         return None
 
     def finalize(self) -> None:
@@ -108,11 +124,11 @@ class TritonPythonModel:
         """The answer to one request, in pieces: a response each.
 
         Raises:
-            Exception: the model's own, in the midst of it.
+            BaseException: the model's own, in the midst of it.
         """
         data = self._given.data(member.arrays)
         params = self._given.params(member.parameters)
-        if self._model.metadata.flavors["python_function"].get("streamable"):
+        if self._has_stream:
             answer = self._model.predict_stream(data, params=params)
         else:
             answer = self._model.predict(data, params=params)
@@ -120,7 +136,7 @@ class TritonPythonModel:
             answer = iter((answer,))
         try:
             for piece in answer:
-                yield self._wanted.response(self._wanted.arrays(piece))
+                yield self._wanted.response(self._wanted.arrays(piece, is_piece=True))
         finally:
             if hasattr(answer, "close"):
                 answer.close()
@@ -131,7 +147,7 @@ class TritonPythonModel:
         for place, request in enumerate(requests):
             try:
                 member = self.member(place, request)
-            except Exception as exc:  # noqa: BLE001 - whatever it is, it is this request's
+            except BaseException as exc:  # noqa: BLE001 - whatever it is, it is this request's
                 responses[place] = _refusal(exc)
                 continue
             groups.setdefault(member.key if self._batched else place, []).append(member)
@@ -156,7 +172,7 @@ class TritonPythonModel:
         }
         try:
             outputs = self._predict(joined, members[0].parameters)
-        except Exception:  # noqa: BLE001 - one of them spoils it; which, is found one by one
+        except BaseException:  # noqa: BLE001 - one of them spoils it; which, is found one by one
             return False
         ends = np.cumsum([member.rows for member in members])
         kept = self._rows_are_kept = all(len(output) == ends[-1] for output in outputs)
@@ -171,7 +187,7 @@ class TritonPythonModel:
             try:
                 outputs = self._predict(member.arrays, member.parameters)
                 responses[member.place] = self._wanted.response(outputs)
-            except Exception as exc:  # noqa: BLE001 - the model's own
+            except BaseException as exc:  # noqa: BLE001 - sys.exit() must not be the others'
                 responses[member.place] = _refusal(exc)
 
     def _predict(self, arrays: Arrays, parameters: str) -> list[NDArray[Any]]:
@@ -189,13 +205,15 @@ class TritonPythonModel:
 class _Streams:
     """Answers requests in pieces, a thread each.
 
+    It never waits for one itself: behind a request that waits, there may be one that ends another.
+
     Args:
         model: whose requests.
         config: its config.pbtxt.
     """
 
     def __init__(self, model: TritonPythonModel, config: dict[str, Any]) -> None:
-        said = config.get("parameters", {}).get(_STREAMS, {}).get("string_value")
+        said = _parameter(config, _STREAMS)
         try:
             at_once = max(int(said or _STREAMS_DEFAULT), 1)
         except ValueError as exc:
@@ -204,44 +222,81 @@ class _Streams:
             ) from exc
         self._model = model
         self._threads = ThreadPoolExecutor(at_once, thread_name_prefix=_STREAMS)
-        self._free = BoundedSemaphore(at_once)
+        self._left: dict[str, Event] = {}
 
     def takes(self, request: Any) -> bool:
-        """Begin to answer a request, once a thread is free; False where one answer is wanted."""
-        parameters = _parameters(request)
-        if parameters and json.loads(parameters).get(_STREAM) is False:
+        """See to it that a request is answered; False where one answer is wanted."""
+        asked = json.loads(_parameters(request) or "{}")
+        if asked.get(_STREAM) is False:
             return False
         sender = request.get_response_sender()
+        if _END in asked:
+            sender.send(self._ended(asked[_END]), flags=_FINAL)
+            return True
         try:
             member = self._model.member(0, request)
             # Triton may have its memory back when `execute` returns
             member.arrays = {name: array.copy() for name, array in member.arrays.items()}
-        except Exception as exc:  # noqa: BLE001 - whatever it is, it is this request's
+        except BaseException as exc:  # noqa: BLE001 - whatever it is, it is this request's
             sender.send(_refusal(exc), flags=_FINAL)
             return True
-        self._free.acquire()
-        self._threads.submit(self._answer, member, sender)
+        name, left = asked.get(_ID, ""), Event()
+        if name:
+            self._left[name] = left
+        self._threads.submit(self._answer, member, sender, name, left)
         return True
 
     def close(self) -> None:
         """Wait for the last piece."""
         self._threads.shutdown()
 
-    def _answer(self, member: Member, sender: Any) -> None:
+    def _ended(self, name: str) -> Any:
+        """Have a request's answer end with the piece that is being made; an error without one."""
+        left = self._left.get(name)
+        if left is None:
+            return _refusal(LookupError(f"this instance answers no request {name!r}"))
+        left.set()
+        return None
+
+    def _answer(self, member: Member, sender: Any, name: str, left: Event) -> None:
+        refusal = None
+        try:
+            self._send_pieces(member, sender, left)
+        except BaseException as exc:  # noqa: BLE001 - the model's own: sys.exit() is one, too
+            refusal = _refusal(exc)
+        finally:
+            self._left.pop(name, None)
+        sender.send(refusal, flags=_FINAL)
+
+    def _send_pieces(self, member: Member, sender: Any, left: Event) -> None:
         # servers before 23.10 do not know
         is_cancelled = getattr(sender, "is_cancelled", bool)
-        pieces = self._model.pieces(member)
-        try:
+        if left.is_set() or is_cancelled():
+            return
+        with closing(self._model.pieces(member)) as pieces:
             for response in pieces:
-                if is_cancelled():
+                if left.is_set() or is_cancelled():
                     break
                 sender.send(response)
-            pieces.close()
-            sender.send(flags=_FINAL)
-        except Exception as exc:  # noqa: BLE001 - the model's own
-            sender.send(_refusal(exc), flags=_FINAL)
-        finally:
-            self._free.release()
+
+
+def _finish(sender: Any, response: Any) -> None:
+    """Send a request's only response, and then that it was the last.
+
+    In two steps: a sender that fails at the last one (memory is short) takes nothing more, and
+    Triton never unloads a version that has a request without its end.
+    """
+    refusal = None
+    try:
+        sender.send(response)
+    except Exception as exc:  # noqa: BLE001 - the backend's own
+        refusal = _refusal(exc)
+    sender.send(refusal, flags=_FINAL)
+
+
+def _parameter(config: dict[str, Any], name: str) -> str:
+    said: str = config.get("parameters", {}).get(name, {}).get("string_value", "")
+    return said
 
 
 def _parameters(request: Any) -> str:
@@ -282,6 +337,28 @@ def _read_what_numpy_2_pickled() -> None:
     for name in ("numeric", "fromnumeric", "function_base", "numerictypes", "records", "umath"):
         new = f"numpy._core.{name}"
         sys.modules.setdefault(new, importlib.import_module(f"numpy.core.{name}"))
+
+
+def _classes(model: Any) -> Sequence[type]:
+    """Those of the model that somebody wrote, its own first; none where MLflow does not show it."""
+    try:
+        return type(model.get_raw_model()).__mro__
+    except (AttributeError, NotImplementedError):
+        return ()
+
+
+def _is_chat(classes: Sequence[type]) -> bool:
+    """Whether it takes the first row that it is given, and leaves the others."""
+    return any(each.__module__ == _BASES and each.__name__ in _CHATS for each in classes)
+
+
+def _has_stream(classes: Sequence[type]) -> bool:
+    """Whether its predict_stream is its own; MLflow's, which chats have, says only that it is not.
+
+    MLmodel calls every chat streamable.
+    """
+    owner = next((each for each in classes if "predict_stream" in vars(each)), None)
+    return owner is None or owner.__module__ != _BASES
 
 
 def _is_here(line: str) -> bool:
@@ -326,7 +403,11 @@ class Member:
         return len(next(iter(self.arrays.values()), ()))
 
 
-def _refusal(exc: Exception) -> Any:
-    text = str(exc).strip()
+def _refusal(exc: BaseException) -> Any:
+    try:
+        text = str(exc).strip()
+    except Exception:  # noqa: BLE001 - a model's exception may fail at that, too
+        text = ""
     told = f"{type(exc).__name__}: {text}" if text else type(exc).__name__
-    return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(told))
+    readable = told.encode("utf-8", "backslashreplace").decode()
+    return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(readable))
