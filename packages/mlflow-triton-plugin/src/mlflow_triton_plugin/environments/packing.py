@@ -124,12 +124,8 @@ def _install(recipe: Recipe, add: _Install, folder: Path) -> None:
     try:
         add([*recipe.packages, *recipe.pins])
     except ProvisioningError as error:
-        if recipe.own_pins == recipe.pins:
+        if not _is_for_numpy(recipe, add):
             raise
-        try:
-            add([*recipe.packages, *recipe.own_pins], pretends=True)
-        except ProvisioningError:
-            raise error from None
         raise ProvisioningError(
             "what the model requires needs numpy 2, and the Python backend of Triton before 25.01 "
             "cannot read its arrays: require versions that go with numpy below 2 "
@@ -137,6 +133,19 @@ def _install(recipe: Recipe, add: _Install, folder: Path) -> None:
             path=folder,
             output=error.output,
         ) from error
+
+
+def _is_for_numpy(recipe: Recipe, add: _Install) -> bool:
+    """Whether the server's older numpy is what does not fit, and nothing else."""
+
+    def can_be(pins: Sequence[str]) -> bool:
+        try:
+            add([*recipe.packages, *pins], pretends=True)
+        except ProvisioningError:
+            return False
+        return True
+
+    return recipe.own_pins != recipe.pins and not can_be(recipe.pins) and can_be(recipe.own_pins)
 
 
 def _flush(path: Path) -> None:
