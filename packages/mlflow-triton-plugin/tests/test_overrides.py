@@ -203,6 +203,7 @@ def test_a_plan_shows_them(
         ({"config.max_batchsize": 8}, "did you mean max_batch_size?"),
         ({"config.name": '"x"'}, "set by deploying"),
         ({"config": "/no/such/file"}, "No such file"),
+        ({"config.backend": '"python"'}, "which runs model.py, and version 1 of the model has"),
         ({"parameters": "x"}, "a dict belongs there"),
         ({"instance_kind": "tpu"}, "use auto, cpu, gpu, model"),
         ({"gpus": [0, -1]}, "-C gpus is -1"),

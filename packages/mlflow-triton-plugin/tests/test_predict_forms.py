@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -433,6 +434,23 @@ def test_a_frame_in_another_order_means_the_same() -> None:
 )
 def test_other_columns_are_refused_by_name(given: object, words: str) -> None:
     assert words in refusal(given, TABLE)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        {"w": [2**24 + 1, 3], "h": [2**60 + 1, 5], "new": [1, 0]},
+        {"w": [2**24 + 1, 3], "h": [2**60 + 1, 5], "new": [True, False]},
+        {"w": [2**24 + 1, 3], "h": np.array([2**60 + 1, 5], np.uint64), "new": [1.0, None]},
+    ],
+)
+def test_integers_of_a_table_are_rounded(rows: Any) -> None:
+    """Forests take them so; elsewhere 2**24 + 1 would be another id, and is refused."""
+    (found,) = to_tensors(rows, TABLE).values()
+    assert found.dtype == np.float32
+    assert found[:, :2].tolist() == [[2**24, 2**60], [3, 5]]
+    assert "has no exact FP32" in refusal([[2**24 + 1, 4, 0]], replace(TABLE, columns=()))
+    assert "too large for FP32" in refusal({"w": [10**400], "h": [1], "new": [1]}, TABLE)
 
 
 # -- chats: a dict is one row ----------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -353,6 +354,30 @@ def test_a_large_graph_is_read_here_and_copied_there(
     client.create_deployment(name, f"models:/{whole}/1")
     assert f"{name}/1/{weights_of(store, name)}" not in sent
     assert main(["verify", name]) == 0
+
+
+def test_a_large_forest_is_looked_into(
+    client: TritonDeploymentClient, server: S3Server, tmp_path: Path
+) -> None:
+    """What stands for a file that is not downloaded is full of zeros, and no model."""
+    server.client().create_bucket(Bucket="forests")
+    column = json.dumps([{"name": "x", "type": "double"}])
+    answer = json.dumps([{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1]}}])
+    settings = {"data": "model.ubj", "model_class": "xgboost.sklearn.XGBRegressor"}
+    document = {
+        "flavors": {"xgboost": settings, "python_function": {"loader_module": "mlflow.xgboost"}},
+        "signature": {"inputs": column, "outputs": answer},
+    }
+    (tmp_path / "MLmodel").write_text(json.dumps(document))
+    linear = b"{U\x07learner{U\x10gradient_booster{U\x05model{}}}}"
+    trees = linear.replace(b"model{}", b"model{U\x12gbtree_model_param{}U\x09tree_info[]}")
+    for data, chosen in ((linear, "python_function"), (trees, "xgboost")):
+        (tmp_path / "model.ubj").write_bytes(data + bytes(2**20))
+        experiment = mlflow.create_experiment(chosen, artifact_location=f"s3://forests/{chosen}")
+        with mlflow.start_run(experiment_id=experiment) as run:
+            mlflow.log_artifacts(str(tmp_path), "forest")
+        plan = client.plan_deployment("forest", f"runs:/{run.info.run_id}/forest")
+        assert plan["flavor"] == chosen
 
 
 def test_artifacts_of_another_endpoint_come_through_this_machine(

@@ -6,17 +6,19 @@ Real models of these libraries are in the plugin's tests/flavors, read there by 
 from __future__ import annotations
 
 import json
-import zipfile
+import pickle
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from triton_repo.artifact import ModelArtifact
+from triton_repo.config import NO_CONFIG, ModelConfig
 from triton_repo.errors import ArtifactError, ConfigError, UnsupportedFlavorError
-from triton_repo.flavors import choose_flavor, convert
+from triton_repo.flavors import check_backend, choose_flavor, convert
 from triton_repo.names import check_name
 from triton_repo.tensors import TensorSpec
 
+from .model_files import lightgbm_text, torch_archive, xgboost_document, xgboost_file
 from .test_pyfunc_flavor import array, column, tensor
 
 if TYPE_CHECKING:
@@ -28,24 +30,6 @@ if TYPE_CHECKING:
 TABLE = [column("width", "double"), column("age", "long"), column("is_new", "boolean")]
 NUMBER = [tensor(None, "float32", -1)]
 PYFUNC = {"python_function": {"loader_module": "x"}}
-LIGHTGBM = """tree
-version=v4
-num_class={classes}
-num_tree_per_iteration=1
-label_index=0
-max_feature_idx={last}
-objective={objective}
-feature_names=width age is_new
-tree_sizes=300
-
-Tree=0
-num_leaves=2
-leaf_value=1 2
-
-end of trees
-
-pandas_categorical:{categories}
-"""
 
 
 @pytest.fixture
@@ -71,25 +55,25 @@ def model(tmp_path: Path) -> Callable[..., ModelArtifact]:
 
 
 def xgboost(
-    kind: str = "XGBRegressor", suffix: str = "ubj"
+    kind: str = "XGBRegressor", suffix: str = "ubj", **boosting: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    settings = {"data": f"model.{suffix}", "model_class": f"xgboost.sklearn.{kind}"}
-    return {"xgboost": settings}, {f"model.{suffix}": b"{L"}
+    module = "core" if kind == "Booster" else "sklearn"
+    settings = {"data": f"model.{suffix}", "model_class": f"xgboost.{module}.{kind}"}
+    document = xgboost_document(**boosting)
+    return {"xgboost": settings}, {f"model.{suffix}": xgboost_file(document, suffix)}
 
 
-def lightgbm(
-    objective: str = "regression", *, classes: int = 1, last: int = 2, categories: str = "[]"
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    text = LIGHTGBM.format(classes=classes, last=last, objective=objective, categories=categories)
+def lightgbm(objective: str = "regression", **more: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    text = lightgbm_text(objective, **more)
     return {"lightgbm": {"data": "model.lgb"}}, {"model.lgb": text.encode()}
 
 
-def torch_script(root: Path, *members: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    path = root / "made.zip"
-    with zipfile.ZipFile(path, "w") as archive:
-        for name in members or ("model/data.pkl", "model/constants.pkl", "model/code/__torch__.py"):
-            archive.writestr(name, b"x")
-    return {"pytorch": {"model_data": "data"}}, {"data/model.pth": path.read_bytes()}
+def torch_script(
+    attributes: Any = (("training", False),), *members: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    pickled = attributes if isinstance(attributes, bytes) else pickle.dumps(dict(attributes), 2)
+    archive = torch_archive(pickled, *members)
+    return {"pytorch": {"model_data": "data"}}, {"data/model.pth": archive}
 
 
 def entry_of(artifact: ModelArtifact, flavor: str | None = None) -> RepositoryEntry:
@@ -189,6 +173,9 @@ def test_lightgbm_s_probabilities_are_for_who_asks(model: Callable[..., ModelArt
     ("made", "words"),
     [
         (xgboost(suffix="xgb"), 'model_format="ubj"'),
+        (xgboost(booster="gblinear"), "is a linear model (gblinear)"),
+        (xgboost("Booster", "json", booster="gblinear"), "is a linear model (gblinear)"),
+        (({"xgboost": {"data": "m.ubj"}}, {"m.ubj": b"{L"}), "is not what XGBoost writes"),
         (lightgbm(last=8), "the signature has 3 columns, and model.lgb takes 9"),
         (lightgbm(categories='[["a", "b"]]'), "pandas' categories"),
         (({"lightgbm": {"data": "model.lgb"}}, {"model.lgb": b"\x80\x04pickle"}), "is a pickle"),
@@ -228,6 +215,91 @@ def test_what_is_no_table_of_numbers_is_for_python(
     assert words in str(raised.value)
 
 
+# -- forests: what XGBoost predicts with, what 32 bits can tell apart ------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["ubj", "json"])
+def test_an_estimator_that_leaves_rounds_out_is_for_python(
+    model: Callable[..., ModelArtifact], suffix: str
+) -> None:
+    """Early stopping: the file holds all rounds, and FIL predicts with all of them."""
+    artifact = model(*xgboost(suffix=suffix, rounds=9, best=3))
+    assert choose_flavor(artifact) == "python_function"
+    with pytest.raises(ArtifactError) as raised:
+        entry_of(artifact, "xgboost")
+    assert "holds 9 rounds, of which its estimator predicts with the first 4" in str(raised.value)
+    assert "save_best=True" in str(raised.value)
+
+
+def test_an_estimator_that_kept_the_best_rounds_is_for_fil(
+    model: Callable[..., ModelArtifact],
+) -> None:
+    assert entry_of(model(*xgboost(rounds=9, best=8))).flavor == "xgboost"
+    assert entry_of(model(*xgboost("XGBClassifier", rounds=4, trees=3, best=3))).flavor == "xgboost"
+
+
+def test_a_booster_predicts_with_all_rounds(model: Callable[..., ModelArtifact]) -> None:
+    """MLflow asks it as it is, and only the estimators look for the best round."""
+    assert entry_of(model(*xgboost("Booster", rounds=9, best=3)), "xgboost").flavor == "xgboost"
+
+
+def test_dart_is_a_forest_too(model: Callable[..., ModelArtifact]) -> None:
+    assert entry_of(model(*xgboost(booster="dart"))).flavor == "xgboost"
+    assert choose_flavor(model(*xgboost(booster="dart", best=0))) == "python_function"
+
+
+@pytest.mark.parametrize(
+    ("kind", "infos", "splits", "fits"),
+    [
+        ("double", "[0:100]", (20.25, 20.5, 60.0), True),
+        ("double", "[0:100]", (20.25, 20.2501), False),  # a few dozen steps of FP32
+        ("double", "[1700000000:1700005000]", (1700001234.5,), False),
+        ("double", "[0:1000000000000]", (0.5, 999.5), True),  # what is far beyond stays beyond
+        ("double", "[0:20]", (1e300,), True),  # LightGBM's infinity
+        ("double", "1:2:3", (0.0,), True),
+        ("double", "1:2:30000000", (0.0,), False),
+        ("double", "none", ("nonsense",), False),
+        ("float", "[0:100]", (20.25, 20.2501), True),  # such a column has nothing in between
+        ("float", "[0:40000000]", (30000000.0,), True),
+        ("long", "[19000:19365]", (19001.5, 19002.5), True),
+        ("long", "[1700000000:1700005000]", (1700001234.5,), False),
+    ],
+)
+def test_thresholds_that_32_bits_move_are_for_python(
+    model: Callable[..., ModelArtifact], kind: str, infos: str, splits: Any, *, fits: bool
+) -> None:
+    """LightGBM's columns have 64 bits; asked for, FIL serves it all the same."""
+    inputs = [column("width", "float"), column("x", kind)]
+    made = lightgbm(last=1, infos=f"[0:1] {infos}", splits=tuple((1, each) for each in splits))
+    artifact = model(*made, inputs=inputs)
+    assert choose_flavor(artifact) == ("lightgbm" if fits else "python_function")
+    assert entry_of(artifact, "lightgbm").flavor == "lightgbm"
+
+
+def test_large_integers_are_for_python_where_no_client_knows_the_columns(
+    model: Callable[..., ModelArtifact],
+) -> None:
+    """Where config.pbtxt names columns they are rounded, as XGBoost does; elsewhere refused."""
+    assert choose_flavor(model(*xgboost(), inputs=[column("id", "long")])) == "xgboost"
+    for inputs in (
+        [tensor(None, "int64", -1, 3)],
+        [column(None, "long"), column(None, "double")],
+    ):
+        artifact = model(*xgboost(), inputs=inputs)
+        assert choose_flavor(artifact) == "python_function"
+        assert entry_of(artifact, "xgboost").flavor == "xgboost"
+    assert choose_flavor(model(*xgboost(), inputs=[tensor(None, "int16", -1, 3)])) == "xgboost"
+
+
+def test_a_matrix_of_doubles_is_looked_at_as_columns_are(
+    model: Callable[..., ModelArtifact],
+) -> None:
+    inputs = [tensor(None, "float64", -1, 3)]
+    assert choose_flavor(model(*lightgbm(), inputs=inputs)) == "lightgbm"
+    near = model(*lightgbm(splits=((2, 0.5), (2, 0.500001))), inputs=inputs)
+    assert choose_flavor(near) == "python_function"
+
+
 def test_a_matrix_has_columns_without_names(model: Callable[..., ModelArtifact]) -> None:
     entry = entry_of(model(*xgboost(), inputs=[tensor(None, "float64", -1, 5)]))
     assert entry.config is not None
@@ -240,7 +312,7 @@ def test_a_matrix_has_columns_without_names(model: Callable[..., ModelArtifact])
 
 def test_torch_script(model: Callable[..., ModelArtifact], tmp_path: Path) -> None:
     image, classes = [tensor(None, "float32", -1, 3, 8, 8)], [tensor(None, "float32", -1, 10)]
-    entry = entry_of(model(*torch_script(tmp_path), inputs=image, outputs=classes))
+    entry = entry_of(model(*torch_script(), inputs=image, outputs=classes))
     assert entry.flavor == "pytorch"
     assert [str(file.path) for file in entry.versions[7].files] == ["model.pt"]
     assert entry.config is not None
@@ -254,7 +326,7 @@ def test_torch_script_of_fixed_shapes_is_not_batched(
     model: Callable[..., ModelArtifact], tmp_path: Path
 ) -> None:
     fixed = [tensor(None, "float32", 1, 4)]
-    entry = entry_of(model(*torch_script(tmp_path), inputs=fixed, outputs=fixed))
+    entry = entry_of(model(*torch_script(), inputs=fixed, outputs=fixed))
     assert entry.config is not None
     assert entry.config.max_batch_size == 0
     assert entry.config.inputs == (TensorSpec("INPUT__0", "FP32", (1, 4)),)
@@ -262,11 +334,104 @@ def test_torch_script_of_fixed_shapes_is_not_batched(
 
 def test_torch_script_of_a_table(model: Callable[..., ModelArtifact], tmp_path: Path) -> None:
     outputs = [column("a", "float"), column("b", "float")]
-    entry = entry_of(model(*torch_script(tmp_path), outputs=outputs))
+    entry = entry_of(model(*torch_script(), outputs=outputs))
     assert entry.config is not None
     assert entry.config.inputs == (TensorSpec("INPUT__0", "FP32", (3,)),)
     assert entry.config.outputs == (TensorSpec("OUTPUT__0", "FP32", (2,)),)
     assert parameters(entry) == {"mlflow_columns": '["width", "age", "is_new"]'}
+
+
+MATRIX = [tensor(None, "float32", -1, 4)]
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"training": True, "d": 1},
+        {"training": False, "part": {"word": "training", "training": True}},
+        {"training": False, "words": ["training", "x"], "part": {"training": True}},
+    ],
+)
+def test_torch_script_in_training_mode_is_for_python(
+    model: Callable[..., ModelArtifact], attributes: Any
+) -> None:
+    """MLflow calls eval() once it has loaded it, and Triton does not: Dropout would be random."""
+    artifact = model(*torch_script(attributes), inputs=MATRIX, outputs=MATRIX)
+    assert choose_flavor(artifact) == "python_function"
+    with pytest.raises(ArtifactError, match=r"model\.eval\(\) before torch\.jit\.script"):
+        entry_of(artifact, "pytorch")
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"training": False, "words": ["training", "x"], "part": {"training": False}},
+        {},  # frozen: no code can go by it
+    ],
+)
+def test_torch_script_that_only_answers_is_for_triton(
+    model: Callable[..., ModelArtifact], attributes: Any
+) -> None:
+    artifact = model(*torch_script(attributes), inputs=MATRIX, outputs=MATRIX)
+    assert entry_of(artifact).flavor == "pytorch"
+
+
+def test_torch_script_that_does_not_say_is_for_python(model: Callable[..., ModelArtifact]) -> None:
+    for pickled in (b"x", b"", pickle.dumps({"training": False}, 4)):
+        artifact = model(*torch_script(pickled), inputs=MATRIX, outputs=MATRIX)
+        assert choose_flavor(artifact) == "python_function"
+        with pytest.raises(ArtifactError, match="does not say whether its modules are in training"):
+            entry_of(artifact, "pytorch")
+
+
+@pytest.mark.parametrize(
+    ("outputs", "datatype", "is_chosen"),
+    [
+        ([column("label", "long")], "INT64", True),
+        ([column("is_new", "boolean")], "BOOL", True),
+        ([column("score", "float")], "FP32", True),
+        # by hand, for what torch answers in FP32 and INT64
+        ([column("score", "double")], "FP64", False),
+        ([column("label", "integer")], "INT32", False),
+        ([tensor(None, "int32", -1, 1)], "INT32", True),
+        ([tensor(None, "float64", -1, 2)], "FP64", False),
+    ],
+)
+def test_an_answer_of_torch_script_has_the_type_of_the_signature(
+    model: Callable[..., ModelArtifact], outputs: Any, datatype: str, *, is_chosen: bool
+) -> None:
+    """Triton refuses every answer of another type; where that may be, nobody chooses it unasked."""
+    artifact = model(*torch_script(), outputs=outputs)
+    assert choose_flavor(artifact) == ("pytorch" if is_chosen else "python_function")
+    config = entry_of(artifact, "pytorch").config
+    assert config is not None
+    assert config.outputs[0].datatype == datatype
+
+
+def test_a_double_module_takes_doubles(model: Callable[..., ModelArtifact]) -> None:
+    double = [tensor(None, "float64", -1, 4)]
+    assert choose_flavor(model(*torch_script(), inputs=double, outputs=double)) == "pytorch"
+
+
+@pytest.mark.parametrize(
+    ("sides", "words"),
+    [
+        ({"inputs": [tensor(None, "uint16", -1, 4)]}, "has no UINT16"),
+        ({"outputs": [tensor(None, "uint32", -1, 4)]}, "has no UINT32"),
+        ({"outputs": [tensor(None, "bfloat16", -1, 4)]}, "has no BF16"),
+        ({"inputs": [tensor(None, "str", -1, 4)]}, "has no BYTES"),
+        ({"outputs": [column("a", "float"), column("b", "long")]}, "different types (float, long)"),
+        ({"outputs": [column("a", "string")]}, "tensors of numbers only, and the model has string"),
+    ],
+)
+def test_types_that_triton_s_torch_has_not_are_for_python(
+    model: Callable[..., ModelArtifact], sides: Any, words: str
+) -> None:
+    artifact = model(*torch_script(), **({"inputs": MATRIX, "outputs": MATRIX} | sides))
+    assert choose_flavor(artifact) == "python_function"
+    with pytest.raises(ArtifactError) as raised:
+        entry_of(artifact, "pytorch")
+    assert words in str(raised.value)
 
 
 def test_several_tensors_are_for_who_asks(
@@ -274,7 +439,7 @@ def test_several_tensors_are_for_who_asks(
 ) -> None:
     """MLflow's own pyfunc takes one."""
     two = [tensor("ids", "int64", -1, 8), tensor("mask", "int64", -1, 8)]
-    artifact = model(*torch_script(tmp_path), inputs=two, outputs=NUMBER)
+    artifact = model(*torch_script(), inputs=two, outputs=NUMBER)
     assert choose_flavor(artifact) == "python_function"
     config = entry_of(artifact, "pytorch").config
     assert config is not None
@@ -285,7 +450,7 @@ def test_several_tensors_are_for_who_asks(
 def test_a_pickled_module_is_for_python(
     model: Callable[..., ModelArtifact], tmp_path: Path, members: tuple[str, ...]
 ) -> None:
-    made = torch_script(tmp_path, *members)
+    made = torch_script(b"", *members)
     if not members:
         made[1]["data/model.pth"] = b"\x80\x02pickle"
     matrix = [tensor(None, "float32", -1, 4)]
@@ -347,6 +512,51 @@ def test_the_user_s_config_has_the_last_word(
     entry = entry_of(model(*xgboost("Booster")))
     assert (entry.flavor, entry.has_own_config) == ("xgboost", True)
     assert [str(file.path) for file in entry.versions[7].files] == ["forest.bin"]
+
+
+def test_a_config_that_is_given_has_the_last_word(
+    model: Callable[..., ModelArtifact], tmp_path: Path
+) -> None:
+    """It stands in the place of the model's own, so that one counts no more."""
+    given = {
+        backend: ModelConfig.parse(f'backend: "{backend}"') for backend in ("python", "fil", "onnx")
+    }
+    artifact = model(*xgboost())
+    assert choose_flavor(artifact, config=given["python"]) == "python_function"
+    assert choose_flavor(artifact, config=given["fil"]) == "xgboost"
+    assert choose_flavor(artifact, config=given["onnx"]) == "xgboost"
+    assert choose_flavor(artifact, config=NO_CONFIG) == "xgboost"
+    assert choose_flavor(model(*xgboost("Booster")), config=given["fil"]) == "xgboost"
+    assert choose_flavor(artifact, config=given["fil"], native=False) == "python_function"
+    assert choose_flavor(artifact, "xgboost", config=given["python"]) == "xgboost"
+    assert choose_flavor(artifact, before="xgboost", config=given["python"]) == "xgboost"
+    (tmp_path / "config.pbtxt").write_text('backend: "python"\n')
+    assert choose_flavor(artifact) == "python_function"
+    assert choose_flavor(artifact, config=given["fil"]) == "xgboost"
+
+
+@pytest.mark.parametrize("flavor", ["xgboost", "python_function"])
+def test_a_config_of_another_backend_is_refused(
+    model: Callable[..., ModelArtifact], flavor: str
+) -> None:
+    """Triton would look for files that are not there, and with Python wait for them for ever."""
+    entry = entry_of(model(*xgboost()), flavor)
+    served_by = {"xgboost": "fil", "python_function": "python"}
+    for backend in ("", served_by[flavor]):
+        check_backend(entry, ModelConfig.parse(f'backend: "{backend}"'))
+    other = next(each for each in served_by.values() if each != served_by[flavor])
+    with pytest.raises(ConfigError) as raised:
+        check_backend(entry, ModelConfig.parse(f'backend: "{other}"'))
+    assert f"flavor {flavor} is served by {served_by[flavor]!r}" in str(raised.value)
+    assert "choose another --flavor" in str(raised.value)
+
+
+def test_python_runs_a_file_that_is_there(model: Callable[..., ModelArtifact]) -> None:
+    entry = entry_of(model(*xgboost()), "python_function")
+    text = 'backend: "python"\ndefault_model_filename: "{}"'
+    check_backend(entry, ModelConfig.parse(text.format("mlflow_triton_values.py")))
+    with pytest.raises(ConfigError, match=r"runs other\.py, and version 7 of the model has none"):
+        check_backend(entry, ModelConfig.parse(text.format("other.py")))
 
 
 def test_without_python_function_it_is_the_only_way(

@@ -21,11 +21,16 @@ from typing import TYPE_CHECKING, Any
 from mlflow_triton_plugin.changing import Changer, holder
 from mlflow_triton_plugin.choice import foreign, not_deployed, refuse_member
 from mlflow_triton_plugin.describe import describe
-from mlflow_triton_plugin.errors import BackendMissingError, SettingsError, TritonServerError
+from mlflow_triton_plugin.errors import (
+    BackendMissingError,
+    ModelLoadError,
+    SettingsError,
+    TritonServerError,
+)
 from mlflow_triton_plugin.membership import Members
 from mlflow_triton_plugin.planning import Planner
 from mlflow_triton_plugin.preview import preview
-from triton_repo.errors import LockedError, StoreError, TritonRepoError, UnsupportedFlavorError
+from triton_repo.errors import LockedError, StoreError, TritonRepoError
 from triton_repo.flavors import ANY_MODEL, NATIVE_FLAVORS
 from triton_repo.names import check_name
 from triton_repo.placement import ModelPlace, PlaceState
@@ -34,6 +39,7 @@ from triton_repo.store import LocalStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
+    from contextlib import AbstractContextManager
 
     from mlflow_triton_plugin.fetch import RemoteArtifacts
     from mlflow_triton_plugin.options import Options
@@ -96,12 +102,10 @@ class Deployer:
             interrupted, _ = self._recover(place, options, wanted)
             again = _is(interrupted, wanted)
 
-            def attempt(flavor: str | None) -> dict[str, Any]:
-                planning = self._planner.creating(place, model_uri, flavor, options, again=again)
-                with planning as planned:
-                    return self._apply(place, planned, options, operation="create")
+            def planning(flavor: str | None) -> AbstractContextManager[Planned]:
+                return self._planner.creating(place, model_uri, flavor, options, again=again)
 
-            return _falling_back(flavor, attempt)
+            return self._deploy(place, planning, flavor, options, operation="create")
 
     def update(
         self, name: str, model_uri: str | None, flavor: str | None, options: Options
@@ -125,11 +129,10 @@ class Deployer:
             refuse_member(place)
             self._recover(place, options, wanted)
 
-            def attempt(flavor: str | None) -> dict[str, Any]:
-                with self._planner.updating(place, model_uri, flavor, options) as planned:
-                    return self._apply(place, planned, options, operation="update")
+            def planning(flavor: str | None) -> AbstractContextManager[Planned]:
+                return self._planner.updating(place, model_uri, flavor, options)
 
-            return _falling_back(flavor, attempt)
+            return self._deploy(place, planning, flavor, options, operation="update")
 
     def delete(self, name: str, options: Options) -> bool:
         """Unload a deployment and remove it whole; what is not there is fine.
@@ -196,7 +199,7 @@ class Deployer:
                 each.place.refuse_busy(options.lock_timeout_s)
             plan = preview(place, planned, self.servers, options, operation)
             environment = planned.environment
-            falls_back = flavor is None and plan["flavor"] in NATIVE_FLAVORS
+            falls_back = planned.falls_back and plan["flavor"] in NATIVE_FLAVORS
             return plan | {
                 "environment": environment.described() if environment else None,
                 "falls_back": ANY_MODEL if falls_back else None,
@@ -284,6 +287,36 @@ class Deployer:
             members.keep_needed(names)
         return interrupted, outcome
 
+    def _deploy(
+        self,
+        place: ModelPlace,
+        planning: Callable[[str | None], AbstractContextManager[Planned]],
+        flavor: str | None,
+        options: Options,
+        *,
+        operation: str,
+    ) -> dict[str, Any]:
+        """Deploy by the flavor chosen, or as any model where its backend is missing or fails.
+
+        No protocol of Triton's says which backends it has, and which formats of which libraries
+        these read depends on their release: it is known once one loads a model.
+
+        Raises:
+            ModelLoadError: the model has no other way, or this one was asked for.
+        """
+        with planning(flavor) as planned:
+            try:
+                return self._apply(place, planned, options, operation=operation)
+            except ModelLoadError as exc:
+                is_native = planned.change.entry.flavor in NATIVE_FLAVORS
+                if not planned.falls_back or not (
+                    is_native or isinstance(exc, BackendMissingError)
+                ):
+                    raise
+                _logger.warning("%s; it is deployed as %s instead", exc, ANY_MODEL)
+        with planning(ANY_MODEL) as planned:
+            return self._apply(place, planned, options, operation=operation)
+
     def _apply(
         self, place: ModelPlace, planned: Planned, options: Options, *, operation: str
     ) -> dict[str, Any]:
@@ -352,28 +385,6 @@ class Deployer:
             members=names,
             remove_members=partial(members.remove, names),
         )
-
-
-def _falling_back(
-    flavor: str | None, attempt: Callable[[str | None], dict[str, Any]]
-) -> dict[str, Any]:
-    """Deploy by the flavor chosen; as any model where nobody named one and its backend is missing.
-
-    No protocol of Triton's says which backends it has: it is known once it loads a model.
-
-    Raises:
-        BackendMissingError: the model has no other flavor, or this one was asked for.
-    """
-    try:
-        return attempt(flavor)
-    except BackendMissingError as exc:
-        if flavor is not None:
-            raise
-        _logger.warning("%s; it is deployed as %s instead", exc, ANY_MODEL)
-        try:
-            return attempt(ANY_MODEL)
-        except UnsupportedFlavorError:
-            raise exc from None
 
 
 def _is(journal: Journal | None, wanted: tuple[str, str] | None) -> bool:

@@ -55,7 +55,12 @@ _LARGE_BYTES = 1024 * 1024
 #: And so are these, whatever their size.
 _READ_WHOLE = {".json", ".pbtxt", ".yaml"}
 #: And these, for the flavors that are made from them; they need not be uploaded again.
-_CONVERTED = {"onnx": {".onnx"}, "lightgbm": {".lgb", ".txt"}, "pytorch": {".pth"}}
+_CONVERTED = {
+    "onnx": {".onnx"},
+    "xgboost": {".ubj"},
+    "lightgbm": {".lgb", ".txt"},
+    "pytorch": {".pth"},
+}
 _DOWNLOADS = 8
 
 

@@ -191,7 +191,10 @@ OVERRIDES: dict[str, _Override] = {
         "was logged with, in batches of these sizes, 1,8; true for one row",
     ),
     "config": _Override(
-        "config", config_file, "a config.pbtxt on this machine, in the place of the model's own"
+        "config",
+        config_file,
+        "a config.pbtxt on this machine, in the place of the model's own; where nobody names a "
+        "flavor, it is one of the backend that this names",
     ),
 }
 #: Any other field: what an option begins with, how `help` calls it, and what it is.

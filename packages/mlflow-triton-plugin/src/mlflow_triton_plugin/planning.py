@@ -27,13 +27,15 @@ from mlflow_triton_plugin.golden import read_example
 from mlflow_triton_plugin.options import DEFAULT_KEEP_VERSIONS
 from mlflow_triton_plugin.warming import effective_overrides, warmed
 from triton_repo.change import Change, Together, plan_change, plan_return
+from triton_repo.config import NO_CONFIG
 from triton_repo.errors import ArtifactError, ConfigError, DeploymentExistsError
-from triton_repo.flavors import choose_flavor, convert
+from triton_repo.flavors import ANY_MODEL, check_backend, choose_flavor, convert
 from triton_repo.group_change import (
     overrides_of_members,
     plan_members,
     plan_return_of_members,
 )
+from triton_repo.overrides import WHOLE_CONFIG
 from triton_repo.placement import PlaceState
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from mlflow_triton_plugin.golden import GoldenExample
     from mlflow_triton_plugin.options import Options
     from mlflow_triton_plugin.server import TritonServers
+    from triton_repo.artifact import ModelArtifact
     from triton_repo.entry import RepositoryEntry
     from triton_repo.group_change import MemberChange
     from triton_repo.placement import ModelPlace
@@ -51,6 +54,9 @@ if TYPE_CHECKING:
     from triton_repo.stock import Stock
 
 __all__ = ["Planned", "Planner"]
+
+#: Overrides that say which backend a model is for.
+_NAME_BACKENDS = frozenset({WHOLE_CONFIG, "backend", "platform"})
 
 
 @dataclass(frozen=True)
@@ -62,12 +68,15 @@ class Planned:
         members: what is to be done before it is loaded, in this order.
         example: what it is asked.
         environment: what it runs in, where that is its own.
+        falls_back: whether it can be deployed as any model, where its backend is missing or does
+            not load it: nobody named this flavor, and nobody is used to it.
     """
 
     change: Change
     members: tuple[MemberChange, ...] = ()
     example: GoldenExample | None = None
     environment: Environment | None = None
+    falls_back: bool = False
 
 
 @dataclass(frozen=True)
@@ -194,24 +203,16 @@ class Planner:
         wanted = options.version or model.source.registered_version
         with fetched(model, self.remote, flavor, options.limits) as found_model:
             artifact = found_model.artifact
-            converted = convert(
-                artifact,
-                flavor=choose_flavor(
-                    artifact,
-                    flavor,
-                    before=_flavor_of(base if keep_base else None),
-                    # an environment is for the Python backend
-                    native=self.native and options.env in (None, "default"),
-                ),
-                name=place.name,
-                version=wanted or 1,
-            ).from_origins(found_model.origins)
             kept = base if keep_base else None
+            converted, overrides, falls_back = self._converted(
+                artifact, place, kept, flavor, options, version=wanted or 1
+            )
+            converted = converted.from_origins(found_model.origins)
             environment, overrides = environment_for(
                 converted,
                 artifact,
                 kept,
-                overrides=effective_overrides(_set_before(kept), options.overrides),
+                overrides=overrides,
                 options=options,
                 servers=self.servers,
                 packs=self.packs,
@@ -244,8 +245,48 @@ class Planner:
                     else None
                 )
                 yield replace(
-                    _planned(place, change, members), example=example, environment=environment
+                    _planned(place, change, members),
+                    example=example,
+                    environment=environment,
+                    falls_back=falls_back,
                 )
+
+    def _converted(
+        self,
+        artifact: ModelArtifact,
+        place: ModelPlace,
+        kept: Stock | None,
+        flavor: str | None,
+        options: Options,
+        *,
+        version: int,
+    ) -> tuple[RepositoryEntry, dict[str, str], bool]:
+        """The entry, by the flavor asked for or the best one; what is set of its config.pbtxt.
+
+        Returns:
+            These, and whether it can be deployed as any model, see `Planned`.
+
+        Raises:
+            TritonRepoError: the model is none of that flavor, or its config.pbtxt is for another.
+        """
+        overrides = effective_overrides(_set_before(kept), options.overrides)
+        given = overrides.get(WHOLE_CONFIG)
+        before = _flavor_of(kept)
+        chosen = choose_flavor(
+            artifact,
+            flavor,
+            before=before,
+            # an environment is for the Python backend
+            native=self.native and options.env in (None, "default"),
+            config=NO_CONFIG.overridden({WHOLE_CONFIG: given}) if given else None,
+        )
+        converted = convert(artifact, flavor=chosen, name=place.name, version=version)
+        for each in (converted, *converted.members.values()):
+            set_here = overrides if each is converted else {}
+            check_backend(each, (each.config or NO_CONFIG).overridden(set_here))
+        is_free = flavor is None and chosen not in (before, ANY_MODEL)
+        is_named = converted.has_own_config or not _NAME_BACKENDS.isdisjoint(overrides)
+        return converted, overrides, is_free and ANY_MODEL in artifact.flavors and not is_named
 
     def _members(
         self,

@@ -48,7 +48,8 @@ def preview(
         `config_diff`), `removes_members` (directories of models, or versions in them, that nobody
         needs afterwards). `Deployer` adds `environment`: the archive that the model runs with, its
         `file`, `state`, `python` and `packages`, or None; and `falls_back`: the flavor that is
-        deployed instead where a server lacks the backend of this one, or None.
+        deployed instead where a server lacks the backend of this one, or that does not load the
+        model, or None.
     """
     apart = options.tries_apart
     change = planned.change
@@ -130,7 +131,10 @@ def as_lines(plan: dict[str, Any]) -> Iterator[str]:
     version = f" as version {plan['version']}" if plan["version"] else ""
     yield f"{plan['operation']} {name}: {plan['model']}{version}, flavor {plan['flavor']}"
     if plan["falls_back"] is not None:
-        yield f"= {plan['falls_back']} instead, where a server has no backend for {plan['flavor']}"
+        yield (
+            f"= {plan['falls_back']} instead, where a server has no backend for {plan['flavor']}, "
+            "or one that does not load it"
+        )
     for member in plan["members"]:
         yield from _member_lines(member)
     yield from _copies(plan)

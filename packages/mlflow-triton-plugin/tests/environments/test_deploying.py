@@ -8,6 +8,7 @@ import io
 import json
 import shutil
 import tarfile
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -172,22 +173,29 @@ def test_a_plan_says_what_would_be_packed_and_packs_nothing(
     assert not (repository / "planned").exists()
 
 
+@pytest.mark.parametrize("missing", ["no-such-package-of-anyone==1.2", "roman==4.99"])
 def test_what_cannot_be_installed_is_one_line_and_changes_nothing(
     client: TritonDeploymentClient,
     deployed: Deploy,
     logged: Callable[..., str],
     cache: Path,
     snapshot: Snapshot,
+    missing: str,
 ) -> None:
+    """A package that nobody has, and a version that nobody has of one: an older one will not do."""
     name = deployed(logged(INFLECTION), PACK)
     before = snapshot(name)
-    broken = logged(INFLECTION, "no-such-package-of-anyone==1.2")
-    refused(
-        lambda: client.update_deployment(name, broken),
-        "INVALID_STATE",
-        "no-such-package-of-anyone==1.2",
-        "could not be installed",
-    )
+    broken = logged(INFLECTION, missing)
+    for _ in range(2):
+        environment = client.plan_deployment(name, broken)["environment"]
+        assert environment["state"] == "to be packed"
+        assert missing in environment["packages"]
+        message = refused(
+            lambda: client.update_deployment(name, broken),
+            "INVALID_STATE",
+            "could not be installed",
+        )
+        assert missing in message.partition("could not be installed: ")[2]
     assert snapshot(name) == before
     assert answers(client, name) == ["my_model", "other_one"]
     assert not list(cache.glob("*.tmp-*"))
@@ -244,6 +252,51 @@ def ensure_environment_python() -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRITON_CACHE", raising=False)
         return ensure_environment().python
+
+
+def test_a_damaged_cache_is_not_deployed(
+    client: TritonDeploymentClient, deployed: Deploy, logged: Callable[..., str], cache: Path
+) -> None:
+    """Triton that breaks off in an archive unpacks none any more, of any model."""
+    name = deployed(logged(INFLECTION, "toolz==0.12.1"), PACK)
+    archive = cache / str(client.plan_deployment(name)["environment"]["file"]).removesuffix(
+        ".tar.gz"
+    )
+    packed = archive / "environment.tar.gz"
+    whole = packed.read_bytes()
+    middle = len(whole) // 2
+    packed.write_bytes(whole[:middle] + bytes(4096) + whole[middle + 4096 :])
+    again = logged(INFLECTION, "toolz==0.12.1", suffix="!")
+    assert client.plan_deployment("other", again, config=PACK)["environment"]["state"] == (
+        "to be packed"
+    )
+    other = deployed(again, PACK)
+    assert answers(client, other) == ["my_model!", "other_one!"]
+    assert answers(client, deployed(logged(INFLECTION), PACK)) == ["my_model", "other_one"]
+
+
+def test_a_python_without_an_environment_to_pack_is_told(
+    client: TritonDeploymentClient,
+    deployed: Deploy,
+    logged: Callable[..., str],
+    repository: Path,
+) -> None:
+    """It would have no effect; an update that keeps env=pack needs no more than it."""
+    uri = logged(INFLECTION)
+    here = ensure_environment_python()
+    name = deployed(uri, PACK)
+    archive = repository / name / named(repository / name)
+    for act in (
+        partial(client.create_deployment, "other", uri, config={"env_python": here}),
+        partial(client.plan_deployment, "other", uri, config={"env_python": here}),
+        partial(client.update_deployment, name, config={"env": "default", "env_python": here}),
+        partial(client.update_deployment, name, config={"env": archive, "env_python": here}),
+    ):
+        refused(act, "INVALID_PARAMETER_VALUE", "-C env_python says", "add -C env=pack")
+    assert not (repository / "other").exists()
+    client.update_deployment(name, config={"env_python": here})
+    assert archives(repository / name) == [archive.name]
+    assert answers(client, name) == ["my_model", "other_one"]
 
 
 def test_an_archive_of_the_users_is_kept_by_updates(

@@ -152,7 +152,7 @@ def torch_script() -> Logged:
     import torch
 
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU())
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU()).eval()
     data = np.arange(20, dtype=np.float32).reshape(5, 4)
     answer = model(torch.from_numpy(data)).detach().numpy()
     script = torch.jit.script(model)

@@ -6,6 +6,7 @@ prediction is beside MLflow's here.
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,9 @@ import pytest
 from mlflow.models import infer_signature
 
 from triton_repo.artifact import ModelArtifact
+from triton_repo.errors import ArtifactError
 from triton_repo.flavors import choose_flavor, convert
+from triton_repo.flavors.torch_script import is_in_training
 from triton_repo.names import check_name
 
 from .models import MODELS, Logged, local_path
@@ -45,6 +48,18 @@ def xgb(kind: str, target: Any, model_format: str = "ubj", **options: Any) -> Lo
     return logged(mlflow.xgboost, model, model.predict(FRAME), model_format=model_format)
 
 
+def stopped(**options: Any) -> Logged:
+    """Early: training goes on for some rounds after the best one."""
+    import xgboost  # noqa: PLC0415
+
+    callback = xgboost.callback.EarlyStopping(rounds=3, **options)
+    model = xgboost.XGBRegressor(n_estimators=200, learning_rate=0.8, callbacks=[callback])
+    noise = RANDOM.normal(size=50)
+    model.fit(FRAME[50:], VALUES[50:], eval_set=[(FRAME[:50], VALUES[:50] + noise)], verbose=False)
+    assert model.best_iteration < 199
+    return logged(mlflow.xgboost, model, model.predict(FRAME), model_format="ubj")
+
+
 def xgb_booster(target: Any, **parameters: Any) -> Logged:
     import xgboost  # noqa: PLC0415
 
@@ -61,17 +76,35 @@ def lgb_booster(target: Any, **parameters: Any) -> Logged:
     return logged(mlflow.lightgbm, model, model.predict(FRAME))
 
 
+def lgb_stopped() -> Logged:
+    import lightgbm  # noqa: PLC0415
+
+    rest, first = (
+        lightgbm.Dataset(FRAME[50:], VALUES[50:]),
+        lightgbm.Dataset(FRAME[:50], VALUES[:50]),
+    )
+    stop = lightgbm.early_stopping(3, verbose=False)
+    parameters = {"verbose": -1, "learning_rate": 0.8}
+    model = lightgbm.train(parameters, rest, 200, valid_sets=[first], callbacks=[stop])
+    assert model.best_iteration < 199
+    return logged(mlflow.lightgbm, model, model.predict(FRAME))
+
+
 #: Chosen by themselves.
 CERTAIN: dict[str, Callable[[], Logged]] = {
     "regressor": lambda: xgb("XGBRegressor", VALUES),
     "regressor, JSON": lambda: xgb("XGBRegressor", VALUES, "json"),
     "counts": lambda: xgb("XGBRegressor", THREE, objective="count:poisson"),
     "random forest": lambda: xgb("XGBRFRegressor", VALUES),
+    "dart": lambda: xgb("XGBRegressor", VALUES, booster="dart", rate_drop=0.3),
+    "stopped, the best rounds kept": lambda: stopped(save_best=True),
     "two classes": lambda: xgb("XGBClassifier", TWO),
     "three classes": lambda: xgb("XGBClassifier", THREE),
     "LightGBM": lambda: lgb_booster(VALUES, objective="regression"),
     "LightGBM, quantiles": lambda: lgb_booster(VALUES, objective="quantile", alpha=0.8),
     "LightGBM, counts": lambda: lgb_booster(THREE, objective="poisson"),
+    # it saves the best rounds alone
+    "LightGBM, stopped": lgb_stopped,
 }
 #: For who asks.
 ASKED: dict[str, Callable[[], Logged]] = {
@@ -121,6 +154,35 @@ def as_fil_answers(scores: Any, config: ModelConfig) -> Any:
     return best.astype(np.int64).reshape(-1, 1)
 
 
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (stopped, "its estimator predicts with the first"),
+        (lambda: xgb("XGBRegressor", VALUES, booster="gblinear"), "is a linear model"),
+        (lambda: xgb("XGBClassifier", TWO, "json", booster="gblinear"), "is a linear model"),
+    ],
+)
+def test_what_fil_would_answer_otherwise_is_for_python(
+    make: Callable[[], Logged], words: str
+) -> None:
+    artifact = ModelArtifact.open(Path(local_path(make())))
+    assert choose_flavor(artifact) == "python_function"
+    with pytest.raises(ArtifactError, match=words):
+        convert(artifact, flavor="xgboost", name=check_name("m"), version=1)
+
+
+def test_seconds_since_1970_are_too_fine_for_fil() -> None:
+    import lightgbm  # noqa: PLC0415
+
+    frame = FRAME.assign(time=1.7e9 + RANDOM.integers(0, 5000, len(FRAME)).astype(np.float64))
+    target = frame["time"] % 300
+    model = lightgbm.train({"verbose": -1}, lightgbm.Dataset(frame, target), 8)
+    signature = infer_signature(frame, model.predict(frame))
+    info = mlflow.lightgbm.log_model(model, name="m", signature=signature)
+    artifact = ModelArtifact.open(Path(local_path(Logged(info.model_uri, frame, "lightgbm"))))
+    assert choose_flavor(artifact) == "python_function"
+
+
 def test_what_lightgbm_s_estimators_pickle_is_for_python() -> None:
     import lightgbm  # noqa: PLC0415
 
@@ -146,3 +208,24 @@ def test_torch_script_is_told_from_a_pickle() -> None:
     np.testing.assert_allclose(answered, wanted, rtol=1e-6)
     assert entry.config is not None
     assert (entry.config.inputs[0].shape, entry.config.outputs[0].shape) == ((4,), (3,))
+
+
+def test_torch_script_says_whether_it_trains() -> None:
+    """As real archives do: of a module, of one part of it, traced, and frozen."""
+    import torch  # noqa: PLC0415
+
+    module = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Dropout(0.5))
+    example = torch.rand(2, 4)
+
+    def trains(script: Any) -> bool:
+        with tempfile.TemporaryDirectory() as folder:
+            torch.jit.save(script, Path(folder, "model.pth"))
+            return is_in_training(Path(folder, "model.pth"))
+
+    assert trains(torch.jit.script(module))
+    module.eval()
+    assert not trains(torch.jit.script(module))
+    assert not trains(torch.jit.trace(module, example))
+    assert not trains(torch.jit.freeze(torch.jit.script(module)))
+    module[1].train()
+    assert trains(torch.jit.script(module))

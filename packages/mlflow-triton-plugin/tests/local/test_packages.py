@@ -57,8 +57,22 @@ def test_comments_and_empty_lines_are_no_requirements(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"--index-url https://h/simple\n", "only packages belong there"),
-        (b"-r other.txt\n", "only packages belong there"),
+        (
+            b"--index-url https://h/simple\n",
+            "are uv's and pip's settings",
+        ),
+        (b"--extra-index-url=https://me:hush@h/simple\n", "https://***@h/simple"),
+        (b"--pre\n", "are uv's and pip's settings"),
+        (b"-r other.txt\n", "other files are not read"),
+        (b"-rother.txt\n", "other files are not read"),
+        (b"--requirement=other.txt\n", "other files are not read"),
+        (b"a==1\n-c constraints.txt\n", "constraints are not read"),
+        (b"--constraint constraints.txt\n", "constraints are not read"),
+        (b"-e .\n", "what is editable is a folder"),
+        (b"--editable git+https://me:hush@h/x.git#egg=x\n", "https://***@h/x.git"),
+        (b"a==1 --hash=sha256:aa\n", "hashes are for exactly the packages"),
+        (b"a==1 \\\n    --hash=sha256:aa\n", "hashes are for exactly the packages"),
+        (b"a @ https://${HUSH}@h/a-1-py3-none-any.whl\n", "names an environment variable"),
         (b"\xff\xfe", "cannot be read"),
         (None, "cannot be read"),
         (b"a b c\n", "'a b c' is no requirement"),
@@ -74,6 +88,7 @@ def test_what_is_no_list_of_packages_is_refused_in_one_line(
     said = capsys.readouterr().err
     assert said.startswith("triton-local: ")
     assert words in said
+    assert "hush" not in said
     assert said.count("\n") == 1
 
 

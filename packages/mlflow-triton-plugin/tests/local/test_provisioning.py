@@ -275,30 +275,6 @@ def test_the_running_interpreter_comes_first() -> None:
         assert found.version == sys.version_info[:3]
 
 
-@pytest.mark.parametrize(
-    ("output", "reason"),
-    [
-        ("error: Failed\n  Caused by: copying\n  Caused by: no room\n", "error: Failed: no room"),
-        (
-            "Resolved 2\nerror: Failed\n  cause: copying\n  cause: no room\n",
-            "error: Failed: no room",
-        ),
-        (
-            "error: Failed\n(a)\n  cause: copying\n  a to b\n  cause: no\n    room\n",
-            "error: Failed (a): no room",
-        ),
-        ("ERROR: one\nERROR: two\nbye\n", "ERROR: two"),
-        ("one\ntwo\n", "two"),
-        ("", "no reason given"),
-    ],
-    ids=["uv 0.9", "uv 0.13", "uv in 20 columns", "pip", "no error", "nothing"],
-)
-def test_what_an_installer_says_is_told_with_its_cause(output: str, reason: str) -> None:
-    from mlflow_triton_plugin.local import _installers  # noqa: PLC0415
-
-    assert _installers._reason(output) == reason
-
-
 def test_without_a_python_for_the_stubs_the_reasons_and_the_ways_out_are_told(
     tmp_path: Path, requirements: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

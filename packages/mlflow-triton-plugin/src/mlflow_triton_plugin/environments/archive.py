@@ -20,7 +20,7 @@ from mlflow_triton_plugin.errors import SettingsError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["ACTIVATE", "checked_digest", "write_archive"]
+__all__ = ["ACTIVATE", "checked_digest", "digest_of", "write_archive"]
 
 ACTIVATE = "bin/activate"
 _CHUNK_BYTES = 2**20
@@ -85,6 +85,15 @@ def checked_digest(archive: Path) -> str:
             "with conda-pack or venv-pack",
             setting="-C env",
         )
+    return digest_of(archive)
+
+
+def digest_of(archive: Path) -> str:
+    """The sha256 of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     digest = hashlib.sha256()
     with archive.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):

@@ -113,6 +113,8 @@ def environment_for(
     others = {path: text for path, text in overrides.items() if path != ENV_PARAMETER}
     was_packed, was_given = _PACKED.fullmatch(recorded), _GIVEN.fullmatch(recorded)
     wanted = options.env or ("pack" if was_packed else recorded if was_given else "default")
+    if options.env_python and wanted != "pack":
+        raise _without_pack()
     if wanted == "default":
         kept = overrides if options.env is None else others
         return None, dict(kept)
@@ -135,6 +137,14 @@ def environment_for(
     else:
         found = _kept(wanted, base)
     return found, others | found.override
+
+
+def _without_pack() -> SettingsError:
+    return SettingsError(
+        "-C env_python says which Python an environment is packed for, and none is packed here; "
+        "add -C env=pack, or leave it out",
+        setting="-C env_python",
+    )
 
 
 def _given(archive: Path, base: Stock | None) -> Environment:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
-from mlflow_triton_plugin.environments.archive import write_archive
+from mlflow_triton_plugin.environments.archive import digest_of, write_archive
 from mlflow_triton_plugin.local._installers import install, install_for, make_venv
 from mlflow_triton_plugin.local._interpreters import find_python, find_uv
 from mlflow_triton_plugin.local._managed import ensure_directory
@@ -20,16 +21,20 @@ from mlflow_triton_plugin.local.provisioning import (
     CACHE_VARIABLE,
     NO_BYTECODE,
     cache_folder,
-    install_packages,
     size_in_words,
 )
 from triton_repo.text import as_line, human_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
+    from typing import Protocol
 
     from mlflow_triton_plugin.environments.recipe import Recipe
+
+    class _Install(Protocol):
+        def __call__(self, requirements: Sequence[str], *, pretends: bool = False) -> None: ...
+
 
 __all__ = ["packed", "packed_before"]
 
@@ -70,9 +75,15 @@ def _folder(recipe: Recipe) -> Path:
 
 
 def _is_complete(folder: Path) -> bool:
+    """Whether the archive is what was packed, to the byte; it is read to its end.
+
+    Triton that breaks off in an archive unpacks none any more, of any model.
+    """
     try:
         marker = json.loads((folder / _MARKER).read_text("utf-8"))
-        return bool((folder / _ARCHIVE).stat().st_size == marker["size_bytes"])
+        archive = folder / _ARCHIVE
+        is_whole = bool(archive.stat().st_size == marker["size_bytes"])
+        return is_whole and digest_of(archive) == marker["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -84,7 +95,7 @@ def _make(staging: Path, *, recipe: Recipe, folder: Path, progress: Progress) ->
     root.mkdir()
     add = _installer(recipe, root, folder)
     with progress.step("1/2 downloading and installing", partial(size_in_words, root)):
-        install_packages(recipe.packages, recipe.pins, add, progress)
+        _install(recipe, add, folder)
     archive = staging / _ARCHIVE
     with progress.step("2/2 packing", partial(size_in_words, archive)):
         _finish(root, recipe)
@@ -95,12 +106,57 @@ def _make(staging: Path, *, recipe: Recipe, folder: Path, progress: Progress) ->
         "machine": recipe.machine,
         "packages": [as_line(each) for each in (*recipe.packages, *recipe.pins)],
         "size_bytes": archive.stat().st_size,
+        "sha256": digest_of(archive),
     }
     (staging / _MARKER).write_text(json.dumps(marker, indent=1), "utf-8")
+    for path in (archive, staging / _MARKER, staging):
+        _flush(path)  # before it gets its name: after a power cut that would stand for nothing
     progress.say(f"Packed {recipe.name}: {human_size(archive.stat().st_size)}")
 
 
-def _installer(recipe: Recipe, root: Path, folder: Path) -> Callable[[Sequence[str]], None]:
+def _install(recipe: Recipe, add: _Install, folder: Path) -> None:
+    """Install what was asked for, in the versions asked for.
+
+    Raises:
+        ProvisioningError: that cannot be had; where it is for the server's older numpy, that is
+            told.
+    """
+    try:
+        add([*recipe.packages, *recipe.pins])
+    except ProvisioningError as error:
+        if not _is_for_numpy(recipe, add):
+            raise
+        raise ProvisioningError(
+            "what the model requires needs numpy 2, and the Python backend of Triton before 25.01 "
+            "cannot read its arrays: require versions that go with numpy below 2 "
+            f"(mlflow.models.update_model_requirements), or serve it with a newer Triton; {error}",
+            path=folder,
+            output=error.output,
+        ) from error
+
+
+def _is_for_numpy(recipe: Recipe, add: _Install) -> bool:
+    """Whether the server's older numpy is what does not fit, and nothing else."""
+
+    def can_be(pins: Sequence[str]) -> bool:
+        try:
+            add([*recipe.packages, *pins], pretends=True)
+        except ProvisioningError:
+            return False
+        return True
+
+    return recipe.own_pins != recipe.pins and not can_be(recipe.pins) and can_be(recipe.own_pins)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _installer(recipe: Recipe, root: Path, folder: Path) -> _Install:
     """What installs into `root`: for this machine's Python of that version, or for another's.
 
     Raises:

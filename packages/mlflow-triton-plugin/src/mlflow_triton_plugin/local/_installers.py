@@ -1,20 +1,28 @@
-"""Makes a virtual environment and installs into it, with uv or with pip."""
+"""Makes a virtual environment and installs into it, with uv or with pip.
+
+Requirements are handed over in a file: everybody on a machine may read command lines, and addresses
+of packages have passwords.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-import re
 import subprocess
 import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlflow_triton_plugin.local._installer_words import is_full_disk, reason_of
+from mlflow_triton_plugin.local._managed import CACHE_VARIABLE
 from mlflow_triton_plugin.local.errors import ProvisioningError
-from triton_repo.text import as_line
+from triton_repo.masking import without_secrets
+from triton_repo.text import as_line, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from mlflow_triton_plugin.local._interpreters import Interpreter
 
@@ -34,9 +42,10 @@ _MISLEADING = (
 )
 #: Ubuntu 20.04 and all that came later.
 _GLIBC = "manylinux_2_31"
-#: How uv words what led to its error, before 0.13 and since.
-_CAUSE = re.compile(r" (?:caused by|cause): ", re.IGNORECASE)
+_LONGEST_REASON = 600
+_FULL = f"the disk is full; make room, or set {CACHE_VARIABLE} to a folder that has it"
 _PINNED = ("--no-deps", "--only-binary", ":all:")
+_PRETENDING = ("--dry-run",)
 
 
 def make_venv(interpreter: Interpreter, folder: Path, root: Path) -> None:
@@ -47,13 +56,17 @@ def make_venv(interpreter: Interpreter, folder: Path, root: Path) -> None:
     """
     command = [str(interpreter.executable), "-I", "-m", "venv", "--without-pip", str(folder)]
     failure = _run(command, folder)
-    if failure is not None:
-        raise ProvisioningError(
-            f"{interpreter.executable} cannot make a virtual environment: {_reason(failure)}; "
-            f"on Debian and Ubuntu: apt-get install python{interpreter.short_version}-venv",
-            path=root,
-            output=failure,
-        )
+    if failure is None:
+        return
+    said = f"{interpreter.executable} cannot make a virtual environment"
+    if is_full_disk(failure):
+        raise ProvisioningError(f"{said}: {_FULL}", path=root, output=failure)
+    raise ProvisioningError(
+        f"{said}: {_told(failure)}; on Debian and Ubuntu: "
+        f"apt-get install python{interpreter.short_version}-venv",
+        path=root,
+        output=failure,
+    )
 
 
 def install(
@@ -64,6 +77,7 @@ def install(
     uv: str | None,
     root: Path,
     pinned: bool = True,
+    pretends: bool = False,
 ) -> None:
     """Install with the first installer that manages it.
 
@@ -77,18 +91,21 @@ def install(
         uv: its path, or None.
         root: how messages name the environment.
         pinned: whether these are all there is: nothing that they require is installed.
+        pretends: whether it is only found out if they could be.
 
     Raises:
-        ProvisioningError: none did; the last one's words are in it.
+        ProvisioningError: none did; the words of each are in it.
     """
-    failure = ""
-    for command in _commands(folder, uv):
-        failed = _run([*command, *(_PINNED if pinned else ()), *requirements], folder)
-        if failed is None:
-            return
-        failure = failed
-    if failure:
-        raise _not_installed(requirements, failure, root)
+    options = (*(_PINNED if pinned else ()), *(_PRETENDING if pretends else ()))
+    failures = {}
+    with _listed(requirements, folder) as file:
+        for command in _commands(folder, uv):
+            failed = _run([*command, *options, "--requirement", file], folder)
+            if failed is None:
+                return
+            failures["uv" if command[0] == uv else "pip"] = failed
+    if failures:
+        raise _not_installed(requirements, failures, root)
     raise ProvisioningError(
         f"there is neither uv nor pip to install packages with: pip install uv, or on Debian "
         f"and Ubuntu apt-get install python{interpreter.short_version}-venv",
@@ -104,6 +121,7 @@ def install_for(
     *,
     uv: str,
     root: Path,
+    pretends: bool = False,
 ) -> None:
     """Install for a Python on Linux that this machine has not, from wheels alone.
 
@@ -114,21 +132,47 @@ def install_for(
         requirements: what to install, with all that these require.
         uv: its path.
         root: how messages name the environment.
+        pretends: see `install`.
 
     Raises:
         ProvisioningError: it could not; uv's words are in it.
     """
     target = ["--python-version", python, "--python-platform", f"{machine}-{_GLIBC}"]
     command = [uv, "pip", "install", "--python", sys.executable, "--target", str(folder), *target]
-    failure = _run([*command, "--only-binary", ":all:", *requirements], folder)
+    options = ["--only-binary", ":all:", *(_PRETENDING if pretends else ())]
+    with _listed(requirements, folder) as file:
+        failure = _run([*command, *options, "--requirement", file], folder)
     if failure is not None:
-        raise _not_installed(requirements, failure, root)
+        raise _not_installed(requirements, {"uv": failure}, root)
 
 
-def _not_installed(requirements: Sequence[str], output: str, root: Path) -> ProvisioningError:
-    wanted, said = as_line(", ".join(requirements)), as_line(_reason(output))
+def _told(output: str) -> str:
+    return shortened(as_line(reason_of(output)), _LONGEST_REASON)
+
+
+@contextmanager
+def _listed(requirements: Sequence[str], folder: Path) -> Iterator[str]:
+    """A file of requirements that only its owner can read.
+
+    It is in the folder that is removed where this process is killed.
+    """
+    descriptor, path = tempfile.mkstemp(".txt", "requirements-", folder)
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123 - a descriptor
+            file.writelines(f"{each}\n" for each in requirements)
+        yield path
+    finally:
+        Path(path).unlink(missing_ok=True)
+
+
+def _not_installed(
+    requirements: Sequence[str], failures: dict[str, str], root: Path
+) -> ProvisioningError:
+    output = without_secrets("\n".join(failures.values()))
+    said = "; ".join(f"{tool} says: {_told(each)}" for tool, each in failures.items())
+    why = f"{_FULL} ({said})" if is_full_disk(output) else said
     return ProvisioningError(
-        f"{wanted} could not be installed: {said}",
+        f"{as_line(', '.join(requirements))} could not be installed: {why}",
         path=root,
         output=output,
     )
@@ -162,14 +206,3 @@ def _run(command: Sequence[str], folder: Path) -> str | None:
         errors="replace",
     )
     return None if done.returncode == 0 else done.stdout
-
-
-def _reason(output: str) -> str:
-    """The line that says what went wrong: pip's or uv's last error, with what uv says caused it."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    errors = [place for place, line in enumerate(lines) if line.lower().startswith("error")]
-    if not errors:
-        return (lines or ["no reason given"])[-1]
-    # in a narrow terminal uv breaks its lines
-    failed, *causes = _CAUSE.split(" ".join(lines[errors[-1] :]))
-    return f"{failed}: {causes[-1]}" if causes else lines[errors[-1]]

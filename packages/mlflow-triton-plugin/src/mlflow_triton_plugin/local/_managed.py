@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
     from mlflow_triton_plugin.local._progress import Progress
 
-__all__ = ["ensure_directory"]
+__all__ = ["CACHE_VARIABLE", "ensure_directory"]
+
+#: Names the folder that such directories are kept in.
+CACHE_VARIABLE = "MLFLOW_TRITON_CACHE"
 
 
 def ensure_directory(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,32 @@ __all__ = ["at_most", "model_packages", "read_requirements", "requirements_of"]
 #: MLflow without its servers and its user interface is a tenth of it, and loads every model; what
 #: `mlflow.pyfunc` imports is not among what it requires.
 _MLFLOW = "mlflow-skinny"
+_HASH = re.compile(r"(?:^|\s)--hash[=\s]")
+#: Of `-rother.txt`.
+_SHORT = 2
+#: What a requirements.txt may have besides packages, and why none of it is taken.
+_NO_PACKAGES = {
+    ("-r", "--requirement"): (
+        "other files are not read, for only this one comes with a model: name their packages in it"
+    ),
+    ("-c", "--constraint"): (
+        "constraints are not read: name the packages that they are for, with their versions"
+    ),
+    ("-e", "--editable"): (
+        "what is editable is a folder of the machine it was logged on: name a version that was "
+        "released, or an address (name @ https://…)"
+    ),
+}
+_NO_HASHES = (
+    "hashes are for exactly the packages that are named, and others come with them (mlflow-skinny "
+    "in the place of mlflow): leave them out"
+)
+_NO_SETTINGS = (
+    "only packages belong there: indexes, and what is taken from them, are uv's and pip's settings "
+    "(UV_INDEX_URL, PIP_INDEX_URL)"
+)
+#: What uv and pip would put in from the environment of whoever deploys.
+_VARIABLE = re.compile(r"\$\{[A-Za-z0-9_]+\}")
 
 
 def read_requirements(path: Path) -> list[str]:
@@ -35,13 +62,21 @@ def read_requirements(path: Path) -> list[str]:
         raise ProvisioningError(f"{path} cannot be read: {error}", path=path) from error
     found = [text for line in lines if (text := line.partition(" #")[0].strip())]
     for text in found:
-        if text.startswith("-"):
-            raise ProvisioningError(
-                f"{path} has {text!r}; only packages belong there, indexes are uv's and pip's "
-                "settings (UV_INDEX_URL, PIP_INDEX_URL)",
-                path=path,
-            )
+        why = _why_no_package(text)
+        if why:
+            raise ProvisioningError(f"{path} has {as_line(text)!r}; {why}", path=path)
     return [text for text in found if not text.startswith("#")]
+
+
+def _why_no_package(text: str) -> str:
+    """What a line asks for that an environment cannot give; empty for what may name a package."""
+    option = re.split(r"[\s=]", text, maxsplit=1)[0]
+    for options, why in _NO_PACKAGES.items():
+        if option in options or (len(option) > _SHORT and option[:_SHORT] in options):
+            return why
+    if _HASH.search(text):
+        return _NO_HASHES
+    return _NO_SETTINGS if text.startswith("-") else ""
 
 
 def requirements_of(model_uri: str) -> list[str]:
@@ -94,8 +129,13 @@ def model_packages(requirements: Iterable[str]) -> list[str]:
             requirement = Requirement(text)
         except InvalidRequirement as error:
             raise ProvisioningError(
-                f"{text!r} is no requirement: {str(error).splitlines()[0]}"
+                f"{as_line(text)!r} is no requirement: {str(error).splitlines()[0]}"
             ) from error
+        if _VARIABLE.search(text):
+            raise ProvisioningError(
+                f"{as_line(text)!r} names an environment variable, and a model is given none of "
+                "this machine's; name the address itself"
+            )
         if canonicalize_name(requirement.name) == "mlflow":
             requirement.name, requirement.extras = _MLFLOW, set()
         found.setdefault(canonicalize_name(requirement.name), set()).add(str(requirement))

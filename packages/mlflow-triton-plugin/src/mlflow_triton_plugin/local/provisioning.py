@@ -40,7 +40,7 @@ from mlflow_triton_plugin.local._interpreters import (
     find_interpreter,
     find_uv,
 )
-from mlflow_triton_plugin.local._managed import ensure_directory
+from mlflow_triton_plugin.local._managed import CACHE_VARIABLE, ensure_directory
 from mlflow_triton_plugin.local._packages import at_most
 from mlflow_triton_plugin.local._platform import PlatformFacts, require_supported
 from mlflow_triton_plugin.local._progress import Progress
@@ -58,11 +58,8 @@ __all__ = [
     "Environment",
     "cache_folder",
     "ensure_environment",
-    "install_packages",
     "size_in_words",
 ]
-
-CACHE_VARIABLE = "MLFLOW_TRITON_CACHE"
 
 #: What the wheel's server calls itself.
 TRITON_VERSION = "2.51.0"
@@ -216,13 +213,13 @@ def _make_environment(
         pins = [each for each in requirements if each.startswith("numpy")]
         add = partial(install, interpreter, staging, uv=uv, root=root, pinned=False)
         with progress.step("    downloading and installing what the models need", size):
-            install_packages(packages, pins, add, progress)
+            _install_packages(packages, pins, add, progress)
     with progress.step("4/4 checking it"):
         triton = _complete(staging, interpreter)
         _write_marker(staging, triton, [*requirements, *packages], interpreter)
 
 
-def install_packages(
+def _install_packages(
     packages: Sequence[str],
     pins: Sequence[str],
     add: Callable[[Sequence[str]], None],

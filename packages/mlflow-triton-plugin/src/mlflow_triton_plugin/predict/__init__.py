@@ -66,7 +66,7 @@ def _tensor(value: object, spec: TensorSpec, schema: ModelSchema) -> NDArray[Any
     if array.ndim == 1 and _is_one_value_a_row(spec):
         array = array.reshape(-1, *spec.shape[1:])
     _check_shape(array, spec, schema)
-    return cast(array, spec)
+    return cast(array, spec, rounds=bool(schema.columns))
 
 
 # -- names -----------------------------------------------------------------------------------------

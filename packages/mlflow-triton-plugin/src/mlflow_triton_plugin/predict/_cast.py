@@ -18,6 +18,9 @@ Rounding is normal for floats (Python's are float64, models take FP32) and never
 id of 2**24 + 1 sent to an FP32 input would silently become another id. None is NaN for floats
 because `pandas.read_json` turns `null` into NaN and, inside lists, a bare `NaN` into None: the two
 cannot be told apart any more.
+
+A table whose columns config.pbtxt names is the exception: MLflow's model takes integers of any size
+in it, and makes floats of them itself, or compares them with thresholds that this does not move.
 """
 
 from __future__ import annotations
@@ -46,16 +49,18 @@ _FLOATS: dict[str, tuple[int, float]] = {
     "FP32": (24, float(np.finfo(np.float32).max)),
     "FP64": (53, float(np.finfo(np.float64).max)),
 }
+_LARGEST_ROUNDED = 2**127
 _NUMBER_KINDS = {"b": "bool", "i": "int", "u": "int", "f": "float"}
 _LONGEST_SHOWN = 60
 
 
-def cast(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
+def cast(array: NDArray[Any], spec: TensorSpec, *, rounds: bool = False) -> NDArray[Any]:
     """Give the values the input's type, in C order, without a copy where nothing changes.
 
     Args:
         array: numbers, text, dates, or an object array of such values.
         spec: the input they are for.
+        rounds: whether integers are rounded as fractions are, where that is a float.
 
     Returns:
         An array of `spec.dtype`; the same object when it is one already. BYTES arrays hold `bytes`;
@@ -71,12 +76,27 @@ def cast(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
         return _to_bytes(array, spec)
     if array.dtype.name == "bfloat16":  # ml_dtypes; numpy itself knows it only as a void
         array = array.astype(np.float32)
+    if rounds and datatype in _FLOATS:
+        array = _without_integers(array)
     if array.dtype.kind not in _NUMBER_KINDS:
         return _from_objects(array, spec)
     converted, lost = _convert(array, spec)
     if lost is not None:
         raise _refusal(spec, array.shape, lost, array.flat[lost])
     return converted
+
+
+def _without_integers(array: NDArray[Any]) -> NDArray[Any]:
+    """Integers as floats, which may be rounded; those that no float comes near stay."""
+    if array.dtype.kind in "iu":
+        return array.astype(np.float64)
+    if array.dtype.kind != "O":
+        return array
+    floats = np.empty(array.size, dtype=object)
+    for position, each in enumerate(array.ravel()):
+        is_integer = _kind(type(each)) == "int" and abs(each) <= _LARGEST_ROUNDED
+        floats[position] = float(each) if is_integer else each
+    return floats.reshape(array.shape)
 
 
 # -- numbers to numbers ----------------------------------------------------------------------------

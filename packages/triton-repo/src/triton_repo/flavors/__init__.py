@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from triton_repo.errors import TritonRepoError, UnsupportedFlavorError
+from triton_repo.config import CONFIG_FILENAME, ModelConfig
+from triton_repo.errors import ConfigError, TritonRepoError, UnsupportedFlavorError
 from triton_repo.flavors import fil, onnx, pyfunc, pytorch, savedmodel, triton
 from triton_repo.flavors._features import COLUMNS
 from triton_repo.flavors._files import user_config
@@ -22,6 +23,7 @@ __all__ = [
     "COLUMNS",
     "NATIVE_FLAVORS",
     "SUPPORTED_FLAVORS",
+    "check_backend",
     "choose_flavor",
     "convert",
     "refuse_flavor",
@@ -56,18 +58,32 @@ _SUITS: dict[str, Callable[[ModelArtifact], bool]] = {
 
 #: Those.
 NATIVE_FLAVORS = tuple(_SUITS)
+#: Who serves what a flavor places. A model in Triton's layout is for whichever its config.pbtxt
+#: names, and so is a graph: OpenVINO and TensorRT read ONNX, too.
 _BACKENDS = {
+    "onnx": onnx.BACKEND,
     "xgboost": fil.BACKEND,
     "lightgbm": fil.BACKEND,
     "pytorch": pytorch.BACKEND,
     "tensorflow": savedmodel.BACKEND,
+    ANY_MODEL: pyfunc.BACKEND,
 }
+_OF_SEVERAL_BACKENDS = ("triton", "onnx")
+#: Its file; without that Triton 24.10 goes on loading for ever.
+_PYTHON_FILE = "model.py"
 
 
 def choose_flavor(
-    artifact: ModelArtifact, flavor: str | None = None, *, before: str = "", native: bool = True
+    artifact: ModelArtifact,
+    flavor: str | None = None,
+    *,
+    before: str = "",
+    native: bool = True,
+    config: ModelConfig | None = None,
 ) -> str:
     """The flavor to deploy: the one asked for, or the best one the model has.
+
+    A config.pbtxt that names a backend decides where one of the model's flavors is for that.
 
     Args:
         artifact: the logged model.
@@ -75,6 +91,7 @@ def choose_flavor(
         before: the one that is deployed: names and types of tensors depend on it, so it stays
             where the model has it.
         native: whether a backend may be chosen that the server perhaps lacks.
+        config: a config.pbtxt that is going to stand in the place of the model's own.
 
     Raises:
         UnsupportedFlavorError: the model does not have it, or this project does not serve it.
@@ -85,11 +102,25 @@ def choose_flavor(
     candidates = [each for each in SUPPORTED_FLAVORS if each in artifact.flavors]
     if before in candidates:
         return before
+    if ANY_MODEL in candidates and not native:
+        candidates = [each for each in candidates if each not in NATIVE_FLAVORS]
+    backend = _backend_named(artifact, config)
+    named = [each for each in candidates if _BACKENDS.get(each, backend) == backend]
+    if backend and named:
+        return named[0]
     if ANY_MODEL in candidates:
-        candidates = [
-            each for each in candidates if each not in _SUITS or (native and _suits(artifact, each))
-        ]
+        suits = (each for each in candidates if each not in _SUITS or _suits(artifact, each))
+        return next(suits)
     return candidates[0]
+
+
+def _backend_named(artifact: ModelArtifact, config: ModelConfig | None) -> str:
+    """The backend that the config.pbtxt given, or the user's own, names; empty where none does."""
+    try:
+        config = config or user_config(artifact)
+    except TritonRepoError:  # told to who converts it
+        return ""
+    return config.backend if config is not None else ""
 
 
 def refuse_flavor(artifact: ModelArtifact, flavor: str | None) -> None:
@@ -108,11 +139,8 @@ def refuse_flavor(artifact: ModelArtifact, flavor: str | None) -> None:
 
 
 def _suits(artifact: ModelArtifact, flavor: str) -> bool:
-    """Whether a native way is to be chosen; the user's own config.pbtxt has the last word."""
+    """Whether a native way is to be chosen."""
     try:
-        config = user_config(artifact)
-        if config is not None and config.backend:
-            return config.backend == _BACKENDS[flavor]
         return _SUITS[flavor](artifact)
     except TritonRepoError:  # told to who asks for it
         return False
@@ -139,6 +167,37 @@ def convert(
             for part in {part for file in tree.files for part in file.path.parts}:
                 check_file_name(part)
     return entry
+
+
+def check_backend(entry: RepositoryEntry, config: ModelConfig) -> None:
+    """Make sure that what an entry places is for the backend that its config.pbtxt will name.
+
+    Args:
+        entry: from `convert`.
+        config: the config.pbtxt that it is going to have, whoever wrote it.
+
+    Raises:
+        ConfigError: it is for another one, which would not find its files.
+    """
+    if entry.flavor not in _OF_SEVERAL_BACKENDS:
+        served_by = _BACKENDS[entry.flavor]
+        if config.backend not in ("", served_by):
+            raise ConfigError(
+                f"{CONFIG_FILENAME} names backend {config.backend!r}, and flavor {entry.flavor} is "
+                f"served by {served_by!r}; choose another --flavor, or give another "
+                f"{CONFIG_FILENAME} (-C config; default is the model's own)",
+                field="backend",
+            )
+    if config.backend != pyfunc.BACKEND:
+        return
+    needed = config.model_filename or _PYTHON_FILE
+    for number, tree in entry.versions.items():
+        if needed not in tree.names():
+            raise ConfigError(
+                f"{CONFIG_FILENAME} names backend {config.backend!r}, which runs {needed}, and "
+                f"version {number} of the model has none; name the backend that the model is for",
+                field="backend",
+            )
 
 
 def _unsupported(artifact: ModelArtifact, flavor: str | None, what: str) -> UnsupportedFlavorError:

@@ -21,6 +21,8 @@ __all__ = ["COLUMNS", "Features", "features_of", "width_of"]
 #: `parameters` of config.pbtxt: a JSON list, the names of the columns of the only input.
 COLUMNS = "mlflow_columns"
 _NUMBERS = ("BOOL", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "FP16", "FP32", "FP64")
+#: Of these, those with integers that FP32 has not.
+_LARGE_INTEGERS = ("INT32", "INT64")
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,22 @@ class Features:
 
     Attributes:
         count: how many numbers.
+        datatypes: of each, or one for all of them.
         names: of all of them, or none.
     """
 
     count: int
+    datatypes: tuple[str, ...]
     names: tuple[str, ...] = ()
+
+    @property
+    def can_be_fp32(self) -> bool:
+        """Whether everything that MLflow's model takes can be sent as FP32.
+
+        Where config.pbtxt names the columns, this project's client rounds integers that FP32 has
+        not, as it does fractions; elsewhere it refuses them.
+        """
+        return bool(self.names) or not any(each in _LARGE_INTEGERS for each in self.datatypes)
 
     @property
     def parameters(self) -> dict[str, str]:
@@ -54,10 +67,10 @@ def features_of(artifact: ModelArtifact) -> Features:
             "mlflow.models.set_signature adds one"
         )
     if len(columns) == 1 and columns[0].is_tensor:
-        shape = columns[0].spec.shape if columns[0].spec is not None else ()
+        spec = columns[0].spec if _is_number(columns[0]) else None
         rank = 2
-        if len(shape) == rank and shape[0] == -1 and shape[1] > 0 and _is_number(columns[0]):
-            return Features(shape[1])
+        if spec and len(spec.shape) == rank and spec.shape[0] == -1 and spec.shape[1] > 0:
+            return Features(spec.shape[1], (spec.datatype,))
         raise ArtifactError(f"the model takes {columns[0].type}, and no table of numbers")
     for each in columns:
         if not _is_number(each) or each.spec is None or each.spec.optional or each.is_tensor:
@@ -68,7 +81,9 @@ def features_of(artifact: ModelArtifact) -> Features:
         if each.spec.shape != (-1, 1):
             raise ArtifactError(f"column {each.name!r} is {each.type}, more than one number a row")
     names = tuple(each.name for each in columns)
-    return Features(len(columns), names if all(names) and len(set(names)) == len(names) else ())
+    datatypes = tuple(each.spec.datatype for each in columns if each.spec is not None)
+    are_known = all(names) and len(set(names)) == len(names)
+    return Features(len(columns), datatypes, names if are_known else ())
 
 
 def width_of(artifact: ModelArtifact) -> int:

@@ -19,6 +19,8 @@ from triton_repo.config import ModelConfig
 from triton_repo.errors import ArtifactError
 from triton_repo.flavors._features import Features, features_of, width_of
 from triton_repo.flavors._files import one_file_entry
+from triton_repo.flavors.lightgbm_file import LightgbmFile
+from triton_repo.flavors.xgboost_file import read_boosting
 from triton_repo.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -47,13 +49,13 @@ _XGBOOST_CLASSES = {
     "XGBClassifier": True,
     "XGBRFClassifier": True,
 }
+#: Those of XGBoost's own interface, which predict with all rounds; MLflow's default among them.
+_XGBOOST_BOOSTERS = ("", "Booster")
 #: LightGBM's objectives whose answer is a value, as it stands in the file.
 _VALUES = (
     *("regression", "regression_l1", "huber", "fair", "poisson", "quantile", "mape", "gamma"),
     *("tweedie", "lambdarank", "rank_xendcg"),
 )
-#: The head of a LightGBM file ends with its first tree; names of columns can make it long.
-_HEAD_BYTES, _TAIL_BYTES = 16 * 1024 * 1024, 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,10 @@ def suits_xgboost(artifact: ModelArtifact) -> bool:
 
 
 def suits_lightgbm(artifact: ModelArtifact) -> bool:
-    """See `suits_xgboost`."""
-    return _suits(artifact, _lightgbm(artifact))
+    """See `suits_xgboost`; XGBoost itself makes FP32 of what it is given, LightGBM does not."""
+    forest = _lightgbm(artifact)
+    datatypes = features_of(artifact).datatypes
+    return _suits(artifact, forest) and LightgbmFile.read(forest.path).fits_fp32(datatypes)
 
 
 def convert_xgboost(artifact: ModelArtifact, name: ModelName, version: int) -> RepositoryEntry:
@@ -98,8 +102,11 @@ def convert_lightgbm(artifact: ModelArtifact, name: ModelName, version: int) -> 
 
 
 def _suits(artifact: ModelArtifact, forest: _Forest) -> bool:
-    features_of(artifact)
-    return forest.is_certain and width_of(artifact) == forest.width
+    return (
+        forest.is_certain
+        and width_of(artifact) == forest.width
+        and features_of(artifact).can_be_fp32
+    )
 
 
 def _convert(
@@ -148,6 +155,7 @@ def _xgboost(artifact: ModelArtifact) -> _Forest:
             'model_format="ubj", or deploy it with --flavor python_function'
         )
     model_class = str(settings.get("model_class", "")).rpartition(".")[2]
+    _refuse_what_fil_predicts_otherwise(path, is_booster=model_class in _XGBOOST_BOOSTERS)
     is_label = _XGBOOST_CLASSES.get(model_class)
     return _Forest(
         path,
@@ -158,26 +166,33 @@ def _xgboost(artifact: ModelArtifact) -> _Forest:
     )
 
 
+def _refuse_what_fil_predicts_otherwise(path: Path, *, is_booster: bool) -> None:
+    """What FIL does not read, or reads more of than XGBoost uses.
+
+    Raises:
+        ArtifactError: the model is linear, or its estimator leaves out its last rounds.
+    """
+    boosting = read_boosting(path)
+    if not boosting.has_trees:
+        raise ArtifactError(
+            f"{path.name} is a linear model (gblinear), and Triton's FIL backend has trees only; "
+            "deploy it with --flavor python_function"
+        )
+    if boosting.is_cut and not is_booster:
+        raise ArtifactError(
+            f"{path.name} was trained with early stopping and holds {boosting.rounds} rounds, of "
+            f"which its estimator predicts with the first {boosting.best}, and Triton's FIL "
+            "backend with all; train it with xgboost.callback.EarlyStopping(…, save_best=True), "
+            "or deploy it with --flavor python_function"
+        )
+
+
 # -- LightGBM -------------------------------------------------------------------------------------
 
 
 def _lightgbm(artifact: ModelArtifact) -> _Forest:
-    said_by = "MLmodel's lightgbm flavor"
-    path = artifact.path(str(artifact.flavors["lightgbm"].get("data", "")), said_by=said_by)
-    if not path.is_file():
-        raise ArtifactError(f"{path} is no file, and {said_by} names it")
-    with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES).partition(b"\nTree=")[0]
-        file.seek(max(path.stat().st_size - _TAIL_BYTES, 0))
-        tail = file.read()
-    if not head.startswith(b"tree\n"):
-        raise ArtifactError(
-            f"{path.name} is a pickle, and Triton's FIL backend reads LightGBM's own text; log the "
-            "Booster (mlflow.lightgbm.log_model(model.booster_)), or deploy it with "
-            "--flavor python_function"
-        )
-    fields = dict(line.partition("=")[::2] for line in head.decode("utf-8", "replace").split("\n"))
-    _refuse_what_fil_does_not_read(path, fields, tail)
+    path = _lightgbm_path(artifact)
+    fields = LightgbmFile.read(path).fields
     features = features_of(artifact)
     if fields.get("max_feature_idx") not in (None, str(features.count - 1)):
         raise ArtifactError(
@@ -195,20 +210,9 @@ def _lightgbm(artifact: ModelArtifact) -> _Forest:
     )
 
 
-def _refuse_what_fil_does_not_read(path: Path, fields: dict[str, str], tail: bytes) -> None:
-    """What Treelite, which FIL reads models with, has no form for.
-
-    Raises:
-        ArtifactError: the model has that.
-    """
-    categories = tail.rpartition(b"\npandas_categorical:")[2].strip()
-    if b"\npandas_categorical:" in tail and categories not in (b"[]", b"null"):
-        raise ArtifactError(
-            f"{path.name} was trained on columns of pandas' categories, which Triton's FIL backend "
-            "does not know; deploy it with --flavor python_function"
-        )
-    if b"\n[linear_tree: 1]" in tail or fields.get("linear_tree") == "1":
-        raise ArtifactError(
-            f"{path.name} has linear trees, which Triton's FIL backend does not read; deploy it "
-            "with --flavor python_function"
-        )
+def _lightgbm_path(artifact: ModelArtifact) -> Path:
+    said_by = "MLmodel's lightgbm flavor"
+    path = artifact.path(str(artifact.flavors["lightgbm"].get("data", "")), said_by=said_by)
+    if not path.is_file():
+        raise ArtifactError(f"{path} is no file, and {said_by} names it")
+    return path
