@@ -82,11 +82,11 @@ class Changer:
             TritonRepoError, TritonServerError: nothing was changed.
         """
         staged, states = None, []
+        was_served = change.base is not None and self.servers.serve(place.name)
         try:
             staged = self._stage(place, change, options, operation)
             bring()
-            if staged.apart and self.servers.load_paths:
-                self._try_apart(place, staged, options, example)
+            self._try_apart(place, staged, options, example)
             place.install(staged)
             if loads:
                 states = self._load(place, change, options)
@@ -98,7 +98,7 @@ class Changer:
                 staged.abandon()
             if type(exc) is LockedError:  # taken over: it is for others to put it right
                 raise
-            finished = self.put_back(place)
+            finished = self.put_back(place, was_served=was_served)
             if not (finished and isinstance(exc, StoreError)):
                 raise
             _logger.warning("%s; it was committed, and is finished now", exc)
@@ -114,6 +114,7 @@ class Changer:
         """
         staged = self._stage(place, change, options, operation)
         try:
+            self._try_apart(place, staged, options)
             place.install(staged)
             self._load(place, change, options)
         except BaseException:
@@ -124,13 +125,14 @@ class Changer:
     def _stage(
         self, place: ModelPlace, change: Change, options: Options, operation: str
     ) -> StagedChange:
-        size_bytes = change.size_bytes(apart=options.tries_apart)
+        apart = options.tries_apart or (self.servers.load_paths and _may_be_dropped(change))
+        size_bytes = change.size_bytes(apart=apart)
         with copying(place.name, size_bytes) as on_copied:
             return place.stage(
                 change,
                 operation=operation,
                 holder=holder(),
-                apart=options.tries_apart,
+                apart=apart,
                 on_copied=on_copied,
             )
 
@@ -190,10 +192,14 @@ class Changer:
         _agree(self.servers, place, timeout_s)
         return outcome
 
-    def put_back(self, place: ModelPlace) -> bool:
+    def put_back(self, place: ModelPlace, *, was_served: bool) -> bool:
         """Undo a change that failed, as far as that can be done now.
 
         What remains is named in a warning, and the next command goes on with it.
+
+        Args:
+            place: where.
+            was_served: whether it served before the change.
 
         Returns:
             Whether it was committed already, and has been finished instead.
@@ -203,7 +209,11 @@ class Changer:
             self.with_those_there(lambda servers: _settle_aloud(servers, place))
             finished = place.recover() == "finished"
             if not finished:
-                self.with_those_there(lambda servers: _agree(servers, place, PUT_BACK_TIMEOUT_S))
+                self.with_those_there(
+                    lambda servers: _agree(
+                        servers, place, PUT_BACK_TIMEOUT_S, was_served=was_served
+                    )
+                )
         except (TritonRepoError, TritonServerError) as exc:
             _logger.warning(
                 "%s could not be put back wholly: %s; run the command again", place.uri, exc
@@ -230,8 +240,11 @@ class Changer:
         place: ModelPlace,
         staged: StagedChange,
         options: Options,
-        example: GoldenExample | None,
+        example: GoldenExample | None = None,
     ) -> None:
+        """Load what is staged apart, by its path, and ask it what is to be asked."""
+        if not (staged.apart and self.servers.load_paths):
+            return
         config = staged.change.config_apart(staged.apart)
         self.servers.try_apart(
             place.name,
@@ -260,11 +273,23 @@ def _settle_aloud(servers: TritonServers, place: ModelPlace) -> None:
     _settle(servers, place, PUT_BACK_TIMEOUT_S)
 
 
-def _agree(servers: TritonServers, place: ModelPlace, timeout_s: float) -> None:
+def _may_be_dropped(change: Change) -> bool:
+    """Whether a load that fails may end what serves under that name.
+
+    An ensemble that does not go with its members is found out after Triton has let the one before
+    it go.
+    """
+    is_ensemble = change.config is not None and change.config.is_ensemble
+    return is_ensemble and change.base is not None and not change.returns
+
+
+def _agree(
+    servers: TritonServers, place: ModelPlace, timeout_s: float, *, was_served: bool = False
+) -> None:
     """Make the servers serve what is on disk, after a change was undone there."""
     if place.state_to_change() is PlaceState.ABSENT:
         servers.unload(place.name, timeout_s=timeout_s)
-    elif servers.serve(place.name):
+    elif was_served or servers.serve(place.name):
         try:
             servers.load(place.name, config=None, versions=(), timeout_s=timeout_s)
         except ModelLoadError as exc:  # what serves goes on; the command itself may mend it

@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from triton_repo.config import NO_CONFIG, ModelConfig
+from triton_repo.config import CONFIG_FILENAME, NO_CONFIG, ModelConfig
 from triton_repo.entry import RepositoryEntry, Tree
 from triton_repo.errors import ArtifactError, ConfigError
-from triton_repo.members import moved_config
+from triton_repo.members import MEMBERS_PARAMETER, moved_config, overridden_config
 from triton_repo.names import check_name
 from triton_repo.store._copy import digest_file
 
@@ -174,6 +174,7 @@ def plan_change(
     keep_base: bool = True,
     together: Together | None = None,
     overrides: Mapping[str, str] | None = None,
+    tuned: Stock | None = None,
 ) -> Change:
     """Plan to serve `entry`.
 
@@ -191,18 +192,23 @@ def plan_change(
         keep_base: False to remove everything that stands there once the new model is committed.
         together: what is to serve beside the new model; what serves is never pruned.
         overrides: fields of its config.pbtxt to set otherwise, see `triton_repo.overrides`.
+        tuned: where nothing stands there: another place of the model, whose config.pbtxt stays in
+            force as that of `base` does.
 
     Raises:
-        ConfigError: `keep_versions` is no count, what `together` names cannot serve together, or an
-            override is none.
+        ConfigError: `keep_versions` is no count, what `together` names cannot serve together, an
+            override is none, or config.pbtxt names a model in a step that is going to be removed.
         ArtifactError: a model with several versions cannot stand beside versions of others.
     """
     brought = entry.config_text
-    if base is not None and keep_base:
-        entry = _with_edited_config(entry, base)
+    tuned = base if base is not None and keep_base else tuned
+    if tuned is not None:
+        entry = _with_edited_config(entry, tuned)
     if overrides:
-        overridden = (entry.config or NO_CONFIG).overridden(overrides)
+        overridden = overridden_config(entry.config or NO_CONFIG, overrides, entry.models)
         entry = replace(entry, config=overridden.with_name(entry.name))
+    if base is not None and keep_base:
+        _refuse_members_that_go(entry, base)
     own = None if entry.config_text == brought else brought
     on_disk = frozenset(base.versions if base else ())
     if len(entry.versions) == 1:
@@ -287,6 +293,26 @@ def _moved(config: ModelConfig, seen: VersionRecord, entry: RepositoryEntry) -> 
     return moved_config(config, seen.models, entry.models, is_told=entry.is_told)
 
 
+def _refuse_members_that_go(entry: RepositoryEntry, base: Stock) -> None:
+    """Make sure that no step names what came with the model that serves, and goes with it.
+
+    Raises:
+        ConfigError: one does: somebody set the steps, and that was for another model.
+    """
+    before = {name for seen in base.now.served for name in seen.models}
+    before |= base.now.needs(base.serving).keys()
+    stay = {each.name for each in entry.models.values()}
+    for name, _ in entry.config.steps if entry.config is not None else ():
+        if name in before - stay:
+            raise ConfigError(
+                f"{CONFIG_FILENAME} as it was set names model {name!r} in a step, which is part of "
+                f"what is deployed and not of the new model; that has "
+                f"{', '.join(entry.models) or 'no members'}: set others, or take back what was set "
+                "(-C config=default)",
+                field="ensemble_scheduling",
+            )
+
+
 def _choose_version(
     entry: RepositoryEntry,
     source: Source,
@@ -348,6 +374,13 @@ def _checked_together(change: Change) -> Change:
         differing = config.difference(ModelConfig.parse(seen.config))
         if differing is None and (shared or change.shared_restored or change.shared_gone):
             differing = ", ".join([*shared, *change.shared_restored, *change.shared_gone])
+        if differing is None and seen.models != change.entry.models:
+            raise ConfigError(
+                f"versions {version} and {main} cannot serve together: they ask other models by "
+                "their names, and these have other versions for each of them; have their sources "
+                f"read the parameter {MEMBERS_PARAMETER}, or deploy one of them under another name",
+                field="serve_versions",
+            )
         if differing is not None:
             raise ConfigError(
                 f"versions {version} and {main} cannot serve together: Triton has one config.pbtxt "

@@ -17,6 +17,7 @@ from triton_repo.config import NO_CONFIG, ModelConfig
 from triton_repo.errors import ConfigError, DeploymentExistsError
 from triton_repo.members import MemberVersions
 from triton_repo.names import check_name
+from triton_repo.overrides import WHOLE_CONFIG
 from triton_repo.placement import ModelPlace, PlaceState
 from triton_repo.record import RecordError
 from triton_repo.store._copy import digest_file
@@ -105,6 +106,7 @@ def plan_members(
         # all of them are needed by the model that is deployed: a member's record names none
         placed = replace(each.with_models(models), models={}, part_of=owner.name)
         set_now = (overrides or {}).get(member, {})
+        _refuse_other_steps(member, each, set_now)
         placing = _Placing(owner, member, placed, source, wanted_version, needed, set_now)
         taken = {owner.name, *(place.name for place in models.values())}
         if prefixed:
@@ -129,11 +131,28 @@ def overrides_of_members(owner: ModelPlace, base: Stock | None) -> dict[str, Map
     return found
 
 
+def _refuse_other_steps(member: str, entry: RepositoryEntry, overrides: Mapping[str, str]) -> None:
+    """Make sure that nothing says anew which models a member needs: that is for the artifact.
+
+    Raises:
+        ConfigError: something does.
+    """
+    if not (entry.is_told or (entry.config is not None and entry.config.is_ensemble)):
+        return
+    for path in overrides:
+        if path == WHOLE_CONFIG or path.split(".")[0] == "ensemble_scheduling":
+            raise ConfigError(
+                f"-C member.{member}: {path} of a member that needs others is what its model "
+                "brings; log the model with another config.pbtxt",
+                field=path,
+            )
+
+
 def _places_of(member: str, base: Stock | None) -> list[str]:
-    """Where versions on disk have a member, the main one's first; not under its own name."""
+    """Where versions on disk have a member, the main one's first."""
     records = [*base.now.served, *base.versions.values()] if base is not None else []
     found = [seen.models[member].name for seen in records if member in seen.models]
-    return [name for name in dict.fromkeys(found) if name != member]
+    return list(dict.fromkeys(found))
 
 
 @dataclass(frozen=True)
@@ -188,17 +207,22 @@ class _Placing:
         """
         numbers = count(self.wanted_version or 1)
         new = (f"{self.owner.name}.{self.member}.{number}" for number in numbers)
+        tuned = None
         for name in chain(places, new):
             place = self._place(name)
             try:
                 base = None if name in taken else _own_stock(place, self.entry.part_of)
             except _UnfitError:
                 continue
+            if name == self.member:  # it leaves that name
+                tuned = tuned or base
+                continue
             found = self._same(place, base) if base is not None else None
             if found is not None:
                 return found
             if base is None and name not in taken:
-                return self._new(place)
+                return self._new(place, tuned)
+            tuned = tuned or base
         raise AssertionError("numbers have an end")
 
     def _at(self, name: str, taken: Collection[str]) -> MemberChange:
@@ -222,7 +246,7 @@ class _Placing:
     def _needed_at(self, place: ModelPlace, base: Stock) -> frozenset[int]:
         return self.needed.get(place.name, frozenset()) & base.versions.keys()
 
-    def _new(self, place: ModelPlace) -> MemberChange:
+    def _new(self, place: ModelPlace, tuned: Stock | None = None) -> MemberChange:
         entry = self.entry.renamed(place.name)
         change = plan_change(
             entry,
@@ -230,6 +254,7 @@ class _Placing:
             base=None,
             wanted_version=self.wanted_version,
             overrides=self.overrides,
+            tuned=tuned,
         )
         versions = MemberVersions(place.name, tuple(change.entry.versions))
         return MemberChange(self.member, place, versions, change, change.serving)
@@ -250,15 +275,24 @@ class _Placing:
         number = self.wanted_version
         if not number or number in base.versions:
             number = max(base.versions) + 1
-        change = plan_change(
-            entry,
-            self.source,
-            base=base,
-            wanted_version=number,
-            keep_versions=len(base.versions) + 1,
-            together=Together(versions=(number, *sorted(self._needed_at(place, base)))),
-            overrides=self.overrides,
-        )
+        beside = sorted(self._needed_at(place, base))
+        try:
+            change = plan_change(
+                entry,
+                self.source,
+                base=base,
+                wanted_version=number,
+                keep_versions=len(base.versions) + 1,
+                together=Together(versions=(number, *beside)),
+                overrides=self.overrides,
+            )
+        except ConfigError as exc:
+            if exc.field != "serve_versions":
+                raise
+            why = (
+                f"the new {place.name} cannot serve beside what is needed until the change is done"
+            )
+            raise _UnfitError(f"{why}: {exc}", is_taken=False) from exc
         versions = MemberVersions(place.name, (number,))
         return MemberChange(self.member, place, versions, change, change.serving)
 
@@ -442,7 +476,9 @@ def _refuse_differing(
     config = (entry.config or NO_CONFIG).overridden(overrides)
     for number in sorted(base.versions):
         seen = _brought(base, number)
-        differing = config.difference(ModelConfig.parse(seen.config))
+        # what was edited since is kept, or not, for both of them
+        before = ModelConfig.parse(seen.brought_config).overridden(seen.overrides)
+        differing = config.difference(before)
         if differing is None and not _has(entry.shared, seen.brought_shared):
             differing = "the files beside it"
         if differing is not None:

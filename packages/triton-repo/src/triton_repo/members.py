@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 
     from triton_repo.config import ModelConfig
 
-__all__ = ["MEMBERS_PARAMETER", "MemberVersions", "config_with", "moved_config"]
+__all__ = [
+    "MEMBERS_PARAMETER",
+    "MemberVersions",
+    "config_with",
+    "moved_config",
+    "overridden_config",
+]
 
 #: The parameter of a Python model whose sources mention it: JSON, `{"tokens": {"name":
 #: "pipeline.tokens", "version": 7}}`; the version is -1 where it is the latest.
@@ -85,6 +91,20 @@ def moved_config(
 
     config = config.with_steps(move)
     return _told(config, after) if is_told and after else config
+
+
+def overridden_config(
+    config: ModelConfig, overrides: Mapping[str, str], models: Mapping[str, MemberVersions]
+) -> ModelConfig:
+    """A config.pbtxt with fields set otherwise, which may be its steps.
+
+    Args:
+        config: for members that are where `models` says.
+        overrides: see `triton_repo.overrides`; members have the names there that they brought.
+        models: where each is, by that name.
+    """
+    is_told = MEMBERS_PARAMETER in config.parameters
+    return config_with(config.overridden(overrides), models, is_told=is_told)
 
 
 def _told(config: ModelConfig, models: Mapping[str, MemberVersions]) -> ModelConfig:

@@ -12,6 +12,7 @@ from triton_repo.config import CONFIG_FILENAME, NO_CONFIG, ModelConfig
 from triton_repo.errors import ConfigError, ObjectNotFoundError, StoreError
 from triton_repo.journal import OUR_DIRECTORY, Journal
 from triton_repo.layout import is_bytecode, is_shared_path
+from triton_repo.members import overridden_config
 from triton_repo.record import (
     RECORD_FILENAME,
     DeploymentRecord,
@@ -186,7 +187,11 @@ class ModelView:
         for number in numbers:
             seen = self._stock_of(number, _below(listed, str(number)), recorded, shared)
             if number in serving[:1]:
-                seen = replace(seen, shared=shared, config=edited.text if edited else seen.config)
+                seen = replace(seen, shared=shared)
+                if edited is not None:
+                    main = recorded.main if recorded is not None else None
+                    own = main.brought_config if main is not None else None
+                    seen = replace(seen, config=edited.text, own_config=own)
             versions[number] = seen
         return Stock(
             now=DeploymentRecord(
@@ -249,7 +254,9 @@ def _edited(config: ModelConfig | None, recorded: DeploymentRecord | None) -> Mo
     """The config.pbtxt on disk, where it is not the one we put there."""
     if config is None or recorded is None or recorded.main is None:
         return config
-    ours = ModelConfig.parse(recorded.main.brought_config).overridden(recorded.main.overrides)
+    main = recorded.main
+    brought = ModelConfig.parse(main.brought_config)
+    ours = overridden_config(brought, main.overrides, main.models)
     pinned = ours.pinned(config.pinned_versions) if config.pinned_versions else ours
     return None if config.data in (ours.data, pinned.data) else config
 

@@ -120,7 +120,8 @@ class TritonServer(Protocol):
             timeout_s: deadline.
 
         Raises:
-            ModelLoadError: Triton refused; what was READY before still serves.
+            ModelLoadError: Triton refused; what was READY before still serves, but for an ensemble
+                that does not go with its members.
         """
 
     def unload(self, model: str, timeout_s: float | None = None) -> None:
