@@ -76,12 +76,17 @@ def azurite(session: nox.Session) -> dict[str, str]:
 
 #: Test processes, each with servers of its own; one more than cores, since they wait for those.
 WORKERS = min(8, len(os.sched_getaffinity(0)) + 1)
-#: One MLflow is enough to break things with, to start servers with, and to ask them.
 FLAVORS = "packages/mlflow-triton-plugin/tests/flavors"
-WITHOUT_MLFLOW = [
-    f"--ignore-glob=*/tests/{path}"
-    for path in ("faults/*", "local/*", "test_predict_*", "test_response_*", "*_under_way.py")
-]
+FAULTS = "packages/mlflow-triton-plugin/tests/faults"
+#: What depends on which MLflow it is: its models, its signatures, its registry, its commands. One is
+#: enough to break things with, to start servers with, and to ask them.
+OF_MLFLOW = {
+    "mlflow-triton-plugin": (
+        *("test_deployments.py", "test_fetch.py", "test_golden.py", "test_cli.py"),
+        *("test_warmup.py", "pyfunc/test_types.py"),
+    ),
+    "publish-tools": ("",),
+}
 
 
 @nox.session
@@ -89,16 +94,30 @@ WITHOUT_MLFLOW = [
 def tests(session: nox.Session, mlflow: str) -> None:
     """The test suites on the embedded Triton, with the newest and the oldest MLflow."""
     install(session, "test", mlflow=mlflow)
-    # what does not touch MLflow need not run twice
-    paths = PATHS if mlflow == "newest" else [path for path in PATHS if "triton-repo" not in path]
     spread = ["-n", str(WORKERS), "--dist", "worksteal"]
-    left_out = WITHOUT_MLFLOW if mlflow == "oldest" else []
-    suites = [[*spread, f"{path}/tests", f"--ignore={FLAVORS}", *left_out] for path in paths]
+    suites = [[*spread, f"{path}/tests", f"--ignore={FLAVORS}"] for path in PATHS]
+    if mlflow == "oldest":
+        suites = [
+            [*spread, *(f"packages/{package}/tests/{path}" for path in paths)]
+            for package, paths in OF_MLFLOW.items()
+        ]
     if session.posargs:
         suites = [session.posargs]
     variables = environment(session) | (azurite(session) if mlflow == "newest" else {})
     for suite in suites:  # MLflow's state is the process's: each suite has one of its own
         session.run("pytest", *suite, env=variables)
+
+
+@nox.session
+def faults(session: nox.Session) -> None:
+    """Kill real commands at every point, local and on S3, and fail every call; an hour.
+
+    `tests` does the same at one point in a few.
+    """
+    install(session, "test")
+    spread = ["-n", str(WORKERS), "--dist", "worksteal"]
+    chosen = session.posargs or [*spread, FAULTS]
+    session.run("pytest", *chosen, env=environment(session) | {"FAULTS_EVERY_POINT": "1"})
 
 
 @nox.session

@@ -9,6 +9,7 @@ from mlflow.deployments import get_deploy_client
 
 from mlflow_triton_plugin.local import LocalTriton
 
+from .faults.points import are_all_walked
 from .groups import Pipelines
 
 if TYPE_CHECKING:
@@ -142,6 +143,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     measured = [value for name, value in noted if name == "measured"]
     if points or measured:
         terminalreporter.section("faults")
+        if not are_all_walked():
+            terminalreporter.write_line(
+                "one point in a few; nox -s faults goes through all of them"
+            )
     for kind, by_scenario in points.items():
         listed = ", ".join(f"{label} {number}" for label, number in sorted(by_scenario.items()))
         terminalreporter.write_line(f"{kind}: {listed}; {sum(by_scenario.values())} in all")

@@ -15,7 +15,7 @@ import urllib.request
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from mlflow.deployments import get_deploy_client
@@ -26,10 +26,11 @@ from mlflow_triton_plugin.local.errors import LocalTritonError
 from triton_repo.errors import StoreError
 from triton_repo.store import open_store
 
+from .points import chosen
 from .scenarios import NAME, NEIGHBOUR, NEIGHBOUR_ANSWER, NEIGHBOUR_CREATED, Scenario
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from mlflow_triton_plugin.plugin import TritonDeploymentClient
@@ -39,9 +40,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Bench", "Repository", "Walk", "difference", "is_store_call"]
 
+#: One point in so many is walked; on an object store they are many more, and take longer.
+_STRIDE, _STRIDE_OF_OBJECTS = 4, 8
+
 #: Files by their path with their bytes, directories by their path and a slash.
 Content = dict[str, bytes]
 
+_T = TypeVar("_T")
 _TIME = re.compile(rb"\d{4}-\d\d-\d\dT[\d:.]+(\+00:00|Z)?")
 _INDEX_TIMEOUT_S = 10
 #: A start takes a quarter of a second.
@@ -326,6 +331,11 @@ class Walk:
     def requests(self) -> tuple[str, ...]:
         """Its changing requests to an object store."""
         return self.rehearsal.requests
+
+    def chosen(self, points: Iterable[_T]) -> list[_T]:
+        """Those of its points that are walked, see `points.chosen`."""
+        stride = _STRIDE if self.bench.repository.exchanges_at_once else _STRIDE_OF_OBJECTS
+        return chosen(points, self.label, stride)
 
     @contextmanager
     def point(self, where: str) -> Iterator[None]:

@@ -1,4 +1,7 @@
-"""A store that fails at every call by which a command changes it: once, or from then on."""
+"""A store that fails at every call by which a command changes it: once, or from then on.
+
+A run goes through some of these points; `nox -s faults` through all.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ def test_a_command_that_one_failing_call_ends_has_changed_nothing(
     """
     scenario = FAILED[label]
     walk = Walk(bench, label, scenario)
-    for number, where in store_calls(walk.calls):
+    for number, where in walk.chosen(store_calls(walk.calls)):
         with walk.point(f"failed once at {where}"):
             before = bench.repository.content()
             outcome = bench.run_apart(scenario.command, Fault("fail-once", number))
@@ -71,7 +74,7 @@ def test_a_store_that_lets_us_in_again_is_put_right_by_the_same_command(
     """
     scenario = SCENARIOS[label]
     walk = Walk(bench, label, scenario)
-    for number, where in store_calls(walk.calls):
+    for number, where in walk.chosen(store_calls(walk.calls)):
         with walk.point(f"failed for good from {where}"):
             outcome = bench.run_apart(scenario.command, Fault("fail-for-good", number))
             walk.check_refused(outcome, "PERMISSION_DENIED")

@@ -2,7 +2,8 @@
 
 The state before one call is that after the one before it: a process dies before each call, while
 Triton loads, and after the last call. On an object store, where a call can be many requests, it
-dies before each request; of those that go side by side, before the last.
+dies before each request; of those that go side by side, before the last. A run goes through some of
+these points; `nox -s faults` through all.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def test_whatever_call_a_command_dies_at_a_fresh_server_serves_what_was_committe
     """
     scenario = ALL_SCENARIOS[label]
     walk = Walk(bench, label, scenario)
-    for where, fault in kill_points(walk):
+    for where, fault in walk.chosen(kill_points(walk)):
         with walk.point(where):
             kill(walk, scenario, fault)
             bench.restart(strictly=scenario.is_update)
@@ -84,7 +85,7 @@ def test_whatever_call_a_command_dies_at_the_server_goes_on(
     """Beside a server that lives, what served serves, and the same command again succeeds."""
     scenario = SCENARIOS[label]
     walk = Walk(bench, label, scenario)
-    for where, fault in kill_points(walk):
+    for where, fault in walk.chosen(kill_points(walk)):
         with walk.point(where):
             kill(walk, scenario, fault)
             walk.check_neighbour()

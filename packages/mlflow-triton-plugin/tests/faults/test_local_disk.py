@@ -144,7 +144,7 @@ def test_permission_that_is_lost_on_the_way_is_put_right_by_the_same_command(
     scenario = SCENARIOS[label]
     walk = Walk(bench, label, scenario)
     root = Path(bench.repository.address)
-    for number, where in store_calls(walk.calls):
+    for number, where in walk.chosen(store_calls(walk.calls)):
         with walk.point(f"the repository is read-only from {where}"):
             fault = Fault("lose-permission", number, (str(root),))
             outcome = bench.run_apart(scenario.command, fault, obey_permissions=True)

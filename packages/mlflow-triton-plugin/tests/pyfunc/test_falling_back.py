@@ -88,7 +88,7 @@ def older(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Older]:
     (backends / "fil").mkdir()
     (backends / "fil" / "model.py").write_text(OLD_BACKEND)
     repository = tmp_path_factory.mktemp("older")
-    arguments = [f"--backend-directory={backends}"]
+    arguments = [f"--backend-directory={backends}", "--disable-auto-complete-config"]
     with LocalTriton(repository, packages=PACKAGES, extra_args=arguments) as server:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TRITON_URL", server.grpc_url)
