@@ -78,7 +78,7 @@ def azurite(session: nox.Session) -> dict[str, str]:
 WORKERS = min(8, len(os.sched_getaffinity(0)) + 1)
 FLAVORS = "packages/mlflow-triton-plugin/tests/flavors"
 FAULTS = "packages/mlflow-triton-plugin/tests/faults"
-#: What depends on which MLflow it is: its models, its signatures, its registry, its commands. One is
+#: What depends on which MLflow it is: its models, signatures, registry and commands. One is
 #: enough to break things with, to start servers with, and to ask them.
 OF_MLFLOW = {
     "mlflow-triton-plugin": (

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 import numpy as np
+from mlflow.deployments import get_deploy_client
 
 from .models import ONE_INSTANCE, PYTHON_CONFIG, python_directory, python_source
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from mlflow_triton_plugin.plugin import TritonDeploymentClient
@@ -22,6 +28,7 @@ __all__ = [
     "add_ensemble",
     "add_scale",
     "answer",
+    "asked_meanwhile",
     "log_group",
     "register_group",
 ]
@@ -155,3 +162,26 @@ def answer(client: TritonDeploymentClient, name: str) -> float:
     """What a model or a pipeline of these answers to 1."""
     given = {"x": np.ones(1, np.float32)}
     return float(client.predict(name, given)["outputs"]["y"][0])
+
+
+@contextmanager
+def asked_meanwhile(address: str, name: str, *, clients: int = 3) -> Iterator[Counter[float]]:
+    """Clients that ask one request after another; at the end, how often they got which answer."""
+    done = threading.Event()
+
+    def ask() -> Counter[float]:
+        asking: Any = get_deploy_client(f"triton://{address}")
+        seen: Counter[float] = Counter()
+        while not done.is_set():
+            seen[answer(asking, name)] += 1
+        return seen
+
+    answers: Counter[float] = Counter()
+    with ThreadPoolExecutor(clients) as pool:
+        asked = [pool.submit(ask) for _ in range(clients)]
+        try:
+            yield answers
+        finally:
+            done.set()
+        for each in asked:
+            answers.update(each.result())

@@ -8,8 +8,17 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from mlflow.deployments import get_deploy_client
 
-from .groups import Pipelines, add_asking, add_ensemble, add_scale, answer, register_group
+from .groups import (
+    Pipelines,
+    add_asking,
+    add_ensemble,
+    add_scale,
+    answer,
+    asked_meanwhile,
+    register_group,
+)
 from .models import log_scale, python_source
 from .refusals import refused
 
@@ -170,7 +179,10 @@ def test_a_deployment_may_become_a_pipeline_and_a_single_model_again(
 
 @pytest.fixture
 def loads(triton: LocalTriton, name: str) -> Callable[[], dict[str, int]]:
-    """How often Triton has loaded each version of this test's models since it was last asked."""
+    """How often Triton has loaded each version of the members since it was last asked.
+
+    The pipeline itself has no weights, and is loaded apart, and whenever it is looked at.
+    """
     assert triton.log_path is not None
     log = triton.log_path
     seen = log.stat().st_size
@@ -179,9 +191,9 @@ def loads(triton: LocalTriton, name: str) -> Callable[[], dict[str, int]]:
         nonlocal seen
         with log.open() as file:
             file.seek(seen)
-            found = re.findall(rf'"loading: ({name}[^"]*)"', file.read())
+            found = re.findall(rf'"loading: {name}([^"/]*)"', file.read())
             seen = file.tell()
-        return dict(Counter(each.removeprefix(name) for each in found))
+        return dict(Counter(each for each in found if each[0] != ":"))
 
     return count
 
@@ -196,13 +208,13 @@ def test_each_member_is_loaded_once_and_one_that_has_not_changed_is_not(
     prefixed = {"member_names": "prefixed"}
     client.create_deployment(name, pipelines.make(2, 3), config=prefixed)
     first, second = f".{pipelines.first}", f".{pipelines.second}"
-    assert loads() == {f"{first}.1:1": 1, f"{second}.1:1": 1, ":1": 1}
+    assert loads() == {f"{first}.1:1": 1, f"{second}.1:1": 1}
     client.update_deployment(name, pipelines.make(5, 3))
-    assert loads() == {f"{first}.2:2": 1, ":2": 1}
+    assert loads() == {f"{first}.2:2": 1}
     client.update_deployment(name, pipelines.made[0])
-    assert loads() == {f"{first}.1:1": 1, ":1": 1}
+    assert loads() == {f"{first}.1:1": 1}
     client.update_deployment(name)
-    assert loads().keys() <= {":1"}
+    assert loads() == {}
 
 
 def test_under_its_own_name_a_member_that_changes_is_loaded_beside_its_older_version(
@@ -215,10 +227,9 @@ def test_under_its_own_name_a_member_that_changes_is_loaded_beside_its_older_ver
     client.create_deployment(name, pipelines.make(2, 3))
     loads()
     client.update_deployment(name, pipelines.make(5, 3))
-    # once more at the end: the pipeline is looked at when its member is loaded alone
-    assert loads() == {"_a:1": 1, "_a:2": 2, ":1": 1, ":2": 2}
+    assert loads() == {"_a:1": 1, "_a:2": 2}
     client.update_deployment(name, pipelines.make(7, 3))
-    assert loads() == {"_a:2": 1, "_a:3": 2, ":2": 1, ":3": 2}
+    assert loads() == {"_a:2": 1, "_a:3": 2}
 
 
 # -- all or nothing -------------------------------------------------------------------------------
@@ -272,6 +283,75 @@ def test_an_update_that_fails_anywhere_changes_nothing(
     assert answer(client, name) == 6
     assert client.get_deployment(name)["state"] == "READY"
     assert answer(client, pipelines.first) == 2
+
+
+def misfit(pipelines: Pipelines) -> str:
+    """A pipeline that asks its last member for what that has not; its members are sound."""
+    root = pipelines.root
+    add_scale(root, pipelines.first, 5)
+    add_scale(root, pipelines.second, 7)
+    add_ensemble(root, "all", pipelines.first, pipelines.second)
+    config = root / "all" / "config.pbtxt"
+    config.write_text(config.read_text().replace('key: "y" value: "y"', 'key: "zz" value: "y"'))
+    return pipelines.registered(root)
+
+
+@pytest.mark.parametrize("names", ["own", "prefixed"])
+def test_an_ensemble_that_does_not_go_with_its_members_never_takes_the_place_of_one(
+    client: TritonDeploymentClient,
+    address: str,
+    name: str,
+    pipelines: Pipelines,
+    standing: Callable[[], dict[str, bytes]],
+    names: str,
+) -> None:
+    """Triton finds that out once it has let the one before it go: it is loaded apart first."""
+    client.create_deployment(name, pipelines.make(2, 3), config={"member_names": names})
+    before, uri = standing(), misfit(pipelines)
+    with asked_meanwhile(address, name) as answers:
+        for _ in range(2):
+            refused(
+                lambda: client.update_deployment(name, uri),
+                "INVALID_PARAMETER_VALUE",
+                f"cannot load {name}",
+                "non-existing output zz",
+            )
+    assert set(answers) == {6}
+    assert standing() == before
+    assert client.get_deployment(name)["state"] == "READY"
+
+
+def test_over_http_what_an_ensemble_that_does_not_fit_took_out_of_service_comes_back(
+    triton: LocalTriton, client: TritonDeploymentClient, name: str, pipelines: Pipelines
+) -> None:
+    """Nothing can be loaded apart there."""
+    over_http = get_deploy_client(f"triton://{triton.http_url}")
+    over_http.create_deployment(name, pipelines.make(2, 3))
+    uri = misfit(pipelines)
+    refused(lambda: over_http.update_deployment(name, uri), "INVALID_PARAMETER_VALUE", "zz")
+    assert answer(client, name) == 6
+
+
+@pytest.mark.parametrize("conflict", ["adopt", "replace"])
+def test_a_model_of_somebody_else_serves_on_where_an_ensemble_does_not_fit(
+    client: TritonDeploymentClient,
+    name: str,
+    pipelines: Pipelines,
+    repository: Path,
+    standing: Callable[[], dict[str, bytes]],
+    conflict: str,
+) -> None:
+    add_scale(repository, name, 50)
+    client._servers.load(name, config=None, versions=(), timeout_s=60)
+    before, uri = standing(), misfit(pipelines)
+    config = {"on_conflict": conflict}
+    refused(
+        lambda: client.create_deployment(name, uri, config=config), "INVALID_PARAMETER_VALUE", "zz"
+    )
+    assert standing() == before
+    assert answer(client, name) == 50
+    client._servers.unload(name, timeout_s=60)
+    shutil.rmtree(repository / name)
 
 
 def test_a_pipeline_is_loaded_again_after_a_restart(
@@ -539,6 +619,31 @@ def test_a_member_tuned_in_the_repository_stays_tuned(
         assert "# measured\n" in (repository / member / "config.pbtxt").read_text()
 
 
+@pytest.mark.parametrize("names", ["own", "prefixed"])
+def test_a_field_tuned_in_a_member_stays_through_every_update(
+    client: TritonDeploymentClient, name: str, pipelines: Pipelines, repository: Path, names: str
+) -> None:
+    """Also where the versions it goes through are to agree about it, and where names change."""
+
+    def config() -> Path:
+        place = client.get_deployment(name)["members"][pipelines.first]["name"]
+        return repository / str(place) / "config.pbtxt"
+
+    client.create_deployment(name, pipelines.make(2, 3), config={"member_names": names})
+    tuned = 'parameters { key: "tuned" value { string_value: "yes" } }'
+    config().write_text(f"{config().read_text()}{tuned}\n")
+    for factor in (5, 7, 11):
+        client.update_deployment(name, pipelines.make(factor, 3))
+        assert answer(client, name) == factor * 3
+        assert '"tuned"' in config().read_text()
+    other = "own" if names == "prefixed" else "prefixed"
+    client.update_deployment(name, config={"member_names": other})
+    assert '"tuned"' in config().read_text()
+    client.update_deployment(name, pipelines.made[-2])
+    assert answer(client, name) == 21
+    assert client.verify_deployment() == []
+
+
 # -- what is set when it is deployed --------------------------------------------------------------
 
 
@@ -592,3 +697,103 @@ def test_options_of_a_member_that_is_not_there_are_refused(
             words,
         )
     assert standing() == {}
+
+
+@pytest.mark.parametrize("names", ["own", "prefixed"])
+def test_steps_that_are_set_are_moved_to_the_members(
+    client: TritonDeploymentClient,
+    address: str,
+    name: str,
+    pipelines: Pipelines,
+    repository: Path,
+    tmp_path: Path,
+    names: str,
+) -> None:
+    """They name members as the model does, and stay in force when these change."""
+    one, two = pipelines.make(2, 3), pipelines.make(5, 7)
+    whole = tmp_path / "whole.pbtxt"
+    artifact = pipelines.folder / "0" / "models" / "all" / "config.pbtxt"
+    whole.write_text(f"{artifact.read_text()}# mine\n")
+    config = {"config": str(whole), "member_names": names}
+    client.create_deployment(name, one, config=config)
+    assert answer(client, name) == 6
+    with asked_meanwhile(address, name) as answers:
+        client.update_deployment(name, two)
+    assert set(answers) <= {6, 35}
+    assert answer(client, name) == 35
+    assert "# mine" in (repository / name / "config.pbtxt").read_text()
+    assert client.verify_deployment() == []
+    client.update_deployment(name, one)
+    assert answer(client, name) == 6
+    refused(
+        lambda: client.update_deployment(name, config={"serve_versions": "1,2"}),
+        "INVALID_PARAMETER_VALUE",
+        "ensemble_scheduling",
+    )
+
+
+def test_steps_that_are_set_for_other_members_are_refused(
+    client: TritonDeploymentClient,
+    name: str,
+    pipelines: Pipelines,
+    standing: Callable[[], dict[str, bytes]],
+) -> None:
+    """What they name would go with the version that brought it."""
+    one = pipelines.make(2, 3)
+    whole = pipelines.folder / "0" / "models" / "all" / "config.pbtxt"
+    client.create_deployment(name, one, config={"config": str(whole)})
+    root = pipelines.root
+    add_scale(root, pipelines.first, 5)
+    add_scale(root, f"{name}_c", 7)
+    add_ensemble(root, "all", pipelines.first, f"{name}_c")
+    other, before = pipelines.registered(root), standing()
+    refused(
+        lambda: client.update_deployment(name, other),
+        "INVALID_PARAMETER_VALUE",
+        f"names model '{pipelines.second}' in a step",
+        "-C config=default",
+    )
+    assert standing() == before
+    assert answer(client, name) == 6
+    client.update_deployment(name, other, config={"config": "default"})
+    assert answer(client, name) == 35
+
+
+def test_a_member_with_members_keeps_its_steps(
+    client: TritonDeploymentClient,
+    name: str,
+    pipelines: Pipelines,
+    standing: Callable[[], dict[str, bytes]],
+) -> None:
+    uri = pipelines.make(2, 3, nested=True)
+    inner = pipelines.folder / "0" / "models" / f"{pipelines.first}_in" / "config.pbtxt"
+    option = f"member.{pipelines.first}_in.config"
+    refused(
+        lambda: client.create_deployment(name, uri, config={option: str(inner)}),
+        "INVALID_PARAMETER_VALUE",
+        "member that needs others",
+    )
+    assert standing() == {}
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_versions_that_ask_other_members_do_not_serve_together(
+    client: TritonDeploymentClient,
+    name: str,
+    pipelines: Pipelines,
+    told: bool,  # noqa: FBT001 - a parameter
+) -> None:
+    for factor in (2, 5):
+        root = pipelines.root
+        add_scale(root, pipelines.first, factor)
+        add_asking(root, "asks", pipelines.first, told=told)
+        pipelines.registered(root)
+    client.create_deployment(name, pipelines.made[0])
+    together = {"serve_versions": "1,2"}
+    refused(
+        lambda: client.update_deployment(name, pipelines.made[1], config=together),
+        "INVALID_PARAMETER_VALUE",
+        "cannot serve together",
+        "parameters" if told else "mlflow_members",
+    )
+    assert answer(client, name) == 2

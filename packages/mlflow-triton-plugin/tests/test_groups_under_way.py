@@ -6,8 +6,6 @@ import json
 import os
 import signal
 import threading
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +15,7 @@ from mlflow_triton_plugin.local import LocalTriton
 from mlflow_triton_plugin.membership import Members
 from mlflow_triton_plugin.server import TritonServers
 
-from .groups import Pipelines, answer
+from .groups import Pipelines, answer, asked_meanwhile
 from .refusals import refused
 
 if TYPE_CHECKING:
@@ -40,28 +38,14 @@ def test_no_request_fails_or_is_answered_by_members_of_two_versions(
     pipelines.make(11, 13)
     (root / pipelines.second / "1" / "model.py").write_text("raise ValueError('never')")
     client.create_deployment(name, one, config={"member_names": names})
-    done = threading.Event()
-
-    def ask(_: int) -> Counter[float]:
-        asking: Any = get_deploy_client(f"triton://{address}")
-        seen: Counter[float] = Counter()
-        while not done.is_set():
-            seen[answer(asking, name)] += 1
-        return seen
-
-    with ThreadPoolExecutor(CLIENTS) as pool:
-        asked = pool.map(ask, range(CLIENTS))
-        try:
-            for uri in (two, one, two):
-                client.update_deployment(name, uri)
-                refused(
-                    lambda: client.update_deployment(name, pipelines.made[2]),
-                    "INVALID_PARAMETER_VALUE",
-                    "never",
-                )
-        finally:
-            done.set()
-        seen = sum(asked, Counter[float]())
+    with asked_meanwhile(address, name, clients=CLIENTS) as seen:
+        for uri in (two, one, two):
+            client.update_deployment(name, uri)
+            refused(
+                lambda: client.update_deployment(name, pipelines.made[2]),
+                "INVALID_PARAMETER_VALUE",
+                "never",
+            )
     assert set(seen) == {6, 35}
     assert min(seen.values()) > CLIENTS
 

@@ -1,4 +1,4 @@
-"""Which points of a walk are gone through: some of them in every run, all of them when asked for."""
+"""Which points of a walk are gone through: some in every run, all of them when asked for."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def pyfunc_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pyfunc_triton(pyfunc_repository: Path) -> Iterator[LocalTriton]:
-    """Auto-complete is off, as in `triton`: the configs are whole, and it would run each model twice."""
+    """Auto-complete is off, as in `triton`: configs are whole, and it would start models twice."""
     options = ["--disable-auto-complete-config"]
     with LocalTriton(pyfunc_repository, packages=PACKAGES, extra_args=options) as server:
         yield server

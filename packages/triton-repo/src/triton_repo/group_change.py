@@ -109,10 +109,9 @@ def plan_members(
         _refuse_other_steps(member, each, set_now)
         placing = _Placing(owner, member, placed, source, wanted_version, needed, set_now)
         taken = {owner.name, *(place.name for place in models.values())}
-        if prefixed:
-            planned[member] = placing.apart(_places_of(member, base), taken)
-        else:
-            planned[member] = placing.by_its_name(taken)
+        places = _places_of(member, base)
+        choose = placing.apart if prefixed else placing.by_its_name
+        planned[member] = choose(places, taken)
     return list(planned.values())
 
 
@@ -177,8 +176,12 @@ class _Placing:
     needed: Mapping[str, frozenset[int]]
     overrides: Mapping[str, str]
 
-    def by_its_name(self, taken: Collection[str]) -> MemberChange:
+    def by_its_name(self, places: Iterable[str], taken: Collection[str]) -> MemberChange:
         """Plan it under its own name, beside its older versions.
+
+        Args:
+            places: where versions of it are.
+            taken: names that are given already.
 
         Raises:
             DeploymentExistsError: the name is somebody else's.
@@ -189,7 +192,7 @@ class _Placing:
             f"{self.owner.name}.{self.member}.1"
         )
         try:
-            return self._at(self.member, taken)
+            return self._at(self.member, places, taken)
         except _UnfitError as exc:
             if not exc.is_taken:
                 raise ConfigError(f"{exc}; {hint}", field="member_names") from exc
@@ -207,25 +210,20 @@ class _Placing:
         """
         numbers = count(self.wanted_version or 1)
         new = (f"{self.owner.name}.{self.member}.{number}" for number in numbers)
-        tuned = None
-        for name in chain(places, new):
+        for name in chain((each for each in places if each != self.member), new):
             place = self._place(name)
             try:
                 base = None if name in taken else _own_stock(place, self.entry.part_of)
             except _UnfitError:
                 continue
-            if name == self.member:  # it leaves that name
-                tuned = tuned or base
-                continue
             found = self._same(place, base) if base is not None else None
             if found is not None:
                 return found
             if base is None and name not in taken:
-                return self._new(place, tuned)
-            tuned = tuned or base
+                return self._new(place, places)
         raise AssertionError("numbers have an end")
 
-    def _at(self, name: str, taken: Collection[str]) -> MemberChange:
+    def _at(self, name: str, places: Iterable[str], taken: Collection[str]) -> MemberChange:
         """Plan it for a directory that may have its older versions.
 
         Raises:
@@ -237,16 +235,28 @@ class _Placing:
         place = self._place(name)
         base = _own_stock(place, self.entry.part_of)
         if base is None:
-            return self._new(place)
+            return self._new(place, places)
         return self._same(place, base) or self._beside(place, base)
 
     def _place(self, name: str) -> ModelPlace:
         return ModelPlace(self.owner.store, check_name(name))
 
+    def _stock_in(self, places: Iterable[str]) -> Stock | None:
+        """What stands in the first of these places that still is the owner's."""
+        for name in places:
+            try:
+                found = _own_stock(self._place(name), self.entry.part_of)
+            except _UnfitError:
+                continue
+            if found is not None:
+                return found
+        return None
+
     def _needed_at(self, place: ModelPlace, base: Stock) -> frozenset[int]:
         return self.needed.get(place.name, frozenset()) & base.versions.keys()
 
-    def _new(self, place: ModelPlace, tuned: Stock | None = None) -> MemberChange:
+    def _new(self, place: ModelPlace, places: Iterable[str]) -> MemberChange:
+        """Plan it for a new directory; what was tuned where it is now goes with it."""
         entry = self.entry.renamed(place.name)
         change = plan_change(
             entry,
@@ -254,7 +264,7 @@ class _Placing:
             base=None,
             wanted_version=self.wanted_version,
             overrides=self.overrides,
-            tuned=tuned,
+            tuned=self._stock_in(places),
         )
         versions = MemberVersions(place.name, tuple(change.entry.versions))
         return MemberChange(self.member, place, versions, change, change.serving)
