@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["Bench", "Repository", "Walk", "difference", "is_store_call"]
 
 #: One point in so many is walked; on an object store they are many more, and take longer.
-_STRIDE, _STRIDE_OF_OBJECTS = 4, 8
+_STRIDE, _STRIDE_OF_OBJECTS = 6, 12
 
 #: Files by their path with their bytes, directories by their path and a slash.
 Content = dict[str, bytes]
