@@ -94,7 +94,7 @@ OF_MLFLOW = {
 def tests(session: nox.Session, mlflow: str) -> None:
     """The test suites on the embedded Triton, with the newest and the oldest MLflow."""
     install(session, "test", mlflow=mlflow)
-    spread = ["-n", str(WORKERS), "--dist", "worksteal"]
+    spread = ["-n", str(WORKERS), "--dist", "worksteal", "--durations=10"]
     suites = [[*spread, f"{path}/tests", f"--ignore={FLAVORS}"] for path in PATHS]
     if mlflow == "oldest":
         suites = [
