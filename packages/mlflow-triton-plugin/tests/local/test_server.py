@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -301,6 +302,22 @@ def test_a_free_port_that_is_taken_meanwhile_is_replaced(
         monkeypatch.setattr(_ports, "free_port", lambda host: next(answers, 0) or real(host))
         with LocalTriton(tmp_path) as server:
             assert grpcclient.InferenceServerClient(server.grpc_url).is_server_ready()
+
+
+def test_no_two_of_its_ports_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system may pick one twice, for nobody listens there yet; one that was asked for, too."""
+    from mlflow_triton_plugin.local import _ports  # noqa: PLC0415
+
+    wanted, twice = _ports.free_port("127.0.0.1"), _ports.free_port("127.0.0.1")
+    picked = [wanted, twice, twice]
+    real = _ports.free_port
+    monkeypatch.setattr(_ports, "free_port", lambda host: picked.pop(0) if picked else real(host))
+    with LocalTriton(tmp_path, http_port=wanted, metrics_port=0) as server:
+        urls = [server.grpc_url, server.http_url, str(server.metrics_url)]
+        ports = {int(re.findall(r":(\d+)", url)[-1]) for url in urls}
+        assert picked == []
+        assert {wanted, twice} < ports
+        assert len(ports) == 3
 
 
 def test_an_address_of_another_machine_is_refused(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from mlflow_triton_plugin.local import _ports
 from mlflow_triton_plugin.local.errors import StartError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from types import TracebackType
 
     from typing_extensions import Self
@@ -289,16 +289,22 @@ class LocalTriton:
         return _Launcher(str(made.tritonserver), environ, made)
 
     def _pick_ports(self) -> _Ports:
+        """No two are the same: the system may pick one again that nobody listens at yet."""
         wanted = self._wanted_ports
-        metrics = None if wanted.metrics is None else self._pick_port("metrics", wanted.metrics)
-        return _Ports(
-            self._pick_port("grpc", wanted.grpc), self._pick_port("http", wanted.http), metrics
-        )
+        taken = {wanted.grpc, wanted.http, wanted.metrics}
+        grpc = self._pick_port("grpc", wanted.grpc, taken)
+        http = self._pick_port("http", wanted.http, {*taken, grpc})
+        if wanted.metrics is None:
+            return _Ports(grpc, http, None)
+        metrics = self._pick_port("metrics", wanted.metrics, {*taken, grpc, http})
+        return _Ports(grpc, http, metrics)
 
-    def _pick_port(self, service: str, wanted: int) -> int:
+    def _pick_port(self, service: str, wanted: int, taken: Collection[int | None]) -> int:
         try:
             if not wanted:
-                return _ports.free_port(self._host)
+                while (port := _ports.free_port(self._host)) in taken:
+                    pass
+                return port
             if _ports.is_free(self._host, wanted):
                 return wanted
         except OSError as error:
