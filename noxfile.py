@@ -76,6 +76,7 @@ def azurite(session: nox.Session) -> dict[str, str]:
 
 #: Test processes, each with servers of its own; one more than cores, since they wait for those.
 WORKERS = min(8, len(os.sched_getaffinity(0)) + 1)
+SPREAD = ["-n", str(WORKERS), "--dist", "worksteal", "--durations=10"]
 FLAVORS = "packages/mlflow-triton-plugin/tests/flavors"
 FAULTS = "packages/mlflow-triton-plugin/tests/faults"
 #: What depends on which MLflow it is: its models, signatures, registry and commands. One is
@@ -94,11 +95,10 @@ OF_MLFLOW = {
 def tests(session: nox.Session, mlflow: str) -> None:
     """The test suites on the embedded Triton, with the newest and the oldest MLflow."""
     install(session, "test", mlflow=mlflow)
-    spread = ["-n", str(WORKERS), "--dist", "worksteal", "--durations=10"]
-    suites = [[*spread, f"{path}/tests", f"--ignore={FLAVORS}"] for path in PATHS]
+    suites = [[*SPREAD, f"{path}/tests", f"--ignore={FLAVORS}"] for path in PATHS]
     if mlflow == "oldest":
         suites = [
-            [*spread, *(f"packages/{package}/tests/{path}" for path in paths)]
+            [*SPREAD, *(f"packages/{package}/tests/{path}" for path in paths)]
             for package, paths in OF_MLFLOW.items()
         ]
     if session.posargs:
@@ -115,8 +115,7 @@ def faults(session: nox.Session) -> None:
     `tests` does the same at one point in a few.
     """
     install(session, "test")
-    spread = ["-n", str(WORKERS), "--dist", "worksteal"]
-    chosen = session.posargs or [*spread, FAULTS]
+    chosen = session.posargs or [*SPREAD, FAULTS]
     session.run("pytest", *chosen, env=environment(session) | {"FAULTS_EVERY_POINT": "1"})
 
 

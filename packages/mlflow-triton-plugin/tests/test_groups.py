@@ -578,6 +578,7 @@ def test_the_plan_shows_the_members_and_changes_nothing(
     before = standing()
     planned = client.plan_deployment(name, two, config={"keep_versions": 1})
     assert standing() == before
+    assert planned["tried_apart"]
     first, second = planned["members"]
     assert (first["operation"], first["versions"], list(first["files"])) == (
         *("update", [2]),

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from triton_repo.change import Change
     from triton_repo.placement import ModelPlace, StagedChange
 
-__all__ = ["PUT_BACK_TIMEOUT_S", "Changer", "MemberLockedError", "holder"]
+__all__ = ["PUT_BACK_TIMEOUT_S", "Changer", "MemberLockedError", "holder", "is_staged_apart"]
 
 _logger = logging.getLogger(__name__)
 
@@ -82,7 +82,8 @@ class Changer:
             TritonRepoError, TritonServerError: nothing was changed.
         """
         staged, states = None, []
-        was_served = change.base is not None and self.servers.serve(place.name)
+        may_end = loads and change.may_end_what_serves
+        was_served = may_end and self.servers.serve(place.name)
         try:
             staged = self._stage(place, change, options, operation)
             bring()
@@ -125,7 +126,7 @@ class Changer:
     def _stage(
         self, place: ModelPlace, change: Change, options: Options, operation: str
     ) -> StagedChange:
-        apart = options.tries_apart or (self.servers.load_paths and _may_be_dropped(change))
+        apart = is_staged_apart(change, options, self.servers)
         size_bytes = change.size_bytes(apart=apart)
         with copying(place.name, size_bytes) as on_copied:
             return place.stage(
@@ -199,7 +200,7 @@ class Changer:
 
         Args:
             place: where.
-            was_served: whether it served before the change.
+            was_served: whether it served before the change, which may have ended that.
 
         Returns:
             Whether it was committed already, and has been finished instead.
@@ -273,14 +274,10 @@ def _settle_aloud(servers: TritonServers, place: ModelPlace) -> None:
     _settle(servers, place, PUT_BACK_TIMEOUT_S)
 
 
-def _may_be_dropped(change: Change) -> bool:
-    """Whether a load that fails may end what serves under that name.
-
-    An ensemble that does not go with its members is found out after Triton has let the one before
-    it go.
-    """
-    is_ensemble = change.config is not None and change.config.is_ensemble
-    return is_ensemble and change.base is not None and not change.returns
+def is_staged_apart(change: Change, options: Options, servers: TritonServers) -> bool:
+    """Whether a change is staged apart though its files need not be, to be loaded there first."""
+    needed = change.may_end_what_serves and not change.returns
+    return options.tries_apart or (needed and servers.load_paths)
 
 
 def _agree(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING, Any
 
+from mlflow_triton_plugin.changing import is_staged_apart
 from triton_repo.config import CONFIG_FILENAME
 from triton_repo.text import human_size
 
@@ -51,8 +52,8 @@ def preview(
         deployed instead where a server lacks the backend of this one, or that does not load the
         model, or None.
     """
-    apart = options.tries_apart
     change = planned.change
+    apart = is_staged_apart(change, options, servers)
     return {
         "name": str(place.name),
         "operation": operation,

@@ -157,6 +157,15 @@ class Change:
         return config.pinned(alone) if alone else config
 
     @property
+    def may_end_what_serves(self) -> bool:
+        """Whether a load that fails may end what serves under that name.
+
+        An ensemble that does not go with its members is found out after Triton has let the one
+        before it go.
+        """
+        return self.base is not None and self.config is not None and self.config.is_ensemble
+
+    @property
     def in_place(self) -> bool:
         """Whether files that serve now are overwritten by others that have never served."""
         now = self.base.now.shared if self.base is not None else {}

@@ -192,7 +192,7 @@ class _Placing:
             f"{self.owner.name}.{self.member}.1"
         )
         try:
-            return self._at(self.member, places, taken)
+            return self._at_its_name(places, taken)
         except _UnfitError as exc:
             if not exc.is_taken:
                 raise ConfigError(f"{exc}; {hint}", field="member_names") from exc
@@ -210,32 +210,36 @@ class _Placing:
         """
         numbers = count(self.wanted_version or 1)
         new = (f"{self.owner.name}.{self.member}.{number}" for number in numbers)
-        for name in chain((each for each in places if each != self.member), new):
+        tuned = None
+        for name in chain(places, new):
             place = self._place(name)
             try:
                 base = None if name in taken else _own_stock(place, self.entry.part_of)
             except _UnfitError:
                 continue
+            tuned = tuned or base
+            if name == self.member:  # it leaves that name
+                continue
             found = self._same(place, base) if base is not None else None
             if found is not None:
                 return found
             if base is None and name not in taken:
-                return self._new(place, places)
+                return self._new(place, tuned)
         raise AssertionError("numbers have an end")
 
-    def _at(self, name: str, places: Iterable[str], taken: Collection[str]) -> MemberChange:
-        """Plan it for a directory that may have its older versions.
+    def _at_its_name(self, places: Iterable[str], taken: Collection[str]) -> MemberChange:
+        """Plan it for the directory of its own name, which may have its older versions.
 
         Raises:
             _UnfitError: this is somebody else's, or it cannot serve beside what is there.
             ConfigError: config.pbtxt was edited there, and cannot be read.
         """
-        if name in taken:
+        if self.member in taken:
             raise _UnfitError("another model of this deployment has that name", is_taken=True)
-        place = self._place(name)
+        place = self._place(self.member)
         base = _own_stock(place, self.entry.part_of)
         if base is None:
-            return self._new(place, places)
+            return self._new(place, self._stock_in(places))
         return self._same(place, base) or self._beside(place, base)
 
     def _place(self, name: str) -> ModelPlace:
@@ -255,7 +259,7 @@ class _Placing:
     def _needed_at(self, place: ModelPlace, base: Stock) -> frozenset[int]:
         return self.needed.get(place.name, frozenset()) & base.versions.keys()
 
-    def _new(self, place: ModelPlace, places: Iterable[str]) -> MemberChange:
+    def _new(self, place: ModelPlace, tuned: Stock | None) -> MemberChange:
         """Plan it for a new directory; what was tuned where it is now goes with it."""
         entry = self.entry.renamed(place.name)
         change = plan_change(
@@ -264,7 +268,7 @@ class _Placing:
             base=None,
             wanted_version=self.wanted_version,
             overrides=self.overrides,
-            tuned=self._stock_in(places),
+            tuned=tuned,
         )
         versions = MemberVersions(place.name, tuple(change.entry.versions))
         return MemberChange(self.member, place, versions, change, change.serving)
@@ -277,7 +281,7 @@ class _Placing:
         return _there(self.member, place, base, numbers, self._needed_at(place, base))
 
     def _beside(self, place: ModelPlace, base: Stock) -> MemberChange:
-        """Plan one more version; see `_at`."""
+        """Plan one more version; see `_at_its_name`."""
         if base.broken_config is not None:
             raise base.broken_config
         entry = self.entry.renamed(place.name)
