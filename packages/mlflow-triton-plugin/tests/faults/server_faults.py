@@ -37,7 +37,7 @@ CALLS = ("check", "load", "unload", "index")
 
 #: Seconds in which a command whose server died must have ended.
 ENDS_WITHIN_S = 20.0
-_DIES_WITHIN_S = 10.0
+_DIES_WITHIN_S = 30.0
 
 
 @dataclass(frozen=True)

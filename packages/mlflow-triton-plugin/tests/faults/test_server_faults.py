@@ -43,8 +43,9 @@ REQUEST_TIMEOUT_S = 2.0
 LOAD_TIMEOUT_S = 1.0
 #: A load that takes longer than LOAD_TIMEOUT_S.
 SLOW_S = 3.0
-#: The part of a command that waits for nobody: resolving, copying, writing.
-OWN_WORK_S = 5.0
+#: The part of a command that waits for nobody: resolving, copying, writing. A second, and room for
+#: a busy machine; it has to be less than ENDS_WITHIN_S, which is what a command would wait.
+OWN_WORK_S = 12.0
 #: How long a server is away, and how soon a client that tried all the while finds it again. gRPC
 #: waits longer and longer between two attempts to connect: six seconds by then, two minutes later.
 OUTAGE_S = 10.0
