@@ -38,6 +38,8 @@ def environment(session: nox.Session) -> dict[str, str]:
     """What every session that runs MLflow sets."""
     return {
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        # a shell that forbids it has MLflow compiled by each of hundreds of processes: five seconds
+        "PYTHONDONTWRITEBYTECODE": "",
         "PATH": f"{session.bin}{os.pathsep}{os.environ['PATH']}",
     }
 

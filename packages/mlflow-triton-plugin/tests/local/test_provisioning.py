@@ -165,6 +165,18 @@ def test_the_stubs_interpreter_writes_no_bytecode(environment: Environment) -> N
     assert done.stdout.strip() == "True"
 
 
+def test_what_models_need_is_compiled_once_and_not_at_each_load(
+    tmp_path: Path, requirements: list[str]
+) -> None:
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    needed = _wheel(wheels, "needed", "1", {"needed/__init__.py": b"VALUE = 1\n"})
+    made = ensure_environment(tmp_path, requirements=requirements, packages=[needed])
+    command = [str(made.binaries / "python"), "-I", "-c", "import needed; print(needed.__cached__)"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert Path(done.stdout.strip()).is_file()
+
+
 def test_two_at_once_make_one(tmp_path: Path, requirements: list[str]) -> None:
     with ThreadPoolExecutor(2) as pool:
         both = list(pool.map(lambda _: _make(tmp_path, requirements), range(2)))

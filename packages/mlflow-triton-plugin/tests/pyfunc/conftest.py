@@ -63,9 +63,9 @@ def pyfunc_client(
         yield made
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def deploy(pyfunc_client: TritonDeploymentClient) -> Iterator[Deploy]:
-    """Log a `PythonModel` and deploy it; deleted at the end."""
+    """Log a `PythonModel` and deploy it; deleted with the module: each one has a process."""
     names = []
 
     def log_and_deploy(model: Any, **logged: Any) -> tuple[str, str]:

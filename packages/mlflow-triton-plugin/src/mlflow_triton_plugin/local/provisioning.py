@@ -74,7 +74,7 @@ REQUIREMENTS = (
 )
 
 #: What is done with the packages besides installing them; another number, another environment.
-_LAYOUT = "layout 3"
+_LAYOUT = "layout 4"
 _DOWNLOAD_MB = 100
 _DISK_MB = 300
 #: The ONNX backend that the wheel has not.
@@ -303,10 +303,11 @@ def _complete(root: Path, interpreter: Interpreter) -> Path:
         binary.chmod(0o755)  # pip drops the run bit
     (site_packages / NO_BYTECODE[0]).write_text(NO_BYTECODE[1])
     python = [str(root / "bin" / "python"), "-I"]
-    packages = [str(site_packages / name) for name in ("numpy", "onnxruntime")]
-    # for the same reason: numpy would be compiled at each start
+    # for the same reason: numpy, and MLflow for its models, would be compiled at each load
     subprocess.run(  # noqa: S603 - the environment's own Python
-        [*python, "-m", "compileall", "-q", "-j2", *packages], check=False, capture_output=True
+        [*python, "-m", "compileall", "-q", "-j2", str(site_packages)],
+        check=False,
+        capture_output=True,
     )
     check = "import numpy, onnxruntime; assert numpy.__version__ < '2'"
     done = subprocess.run(  # noqa: S603 - the environment's own Python
