@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -76,5 +77,5 @@ def deploy(pyfunc_client: TritonDeploymentClient) -> Iterator[Deploy]:
         return name, info.model_uri
 
     yield log_and_deploy
-    for name in names:
-        pyfunc_client.delete_deployment(name)
+    with ThreadPoolExecutor(8) as pool:  # Triton waits two seconds for each one's process to end
+        list(pool.map(pyfunc_client.delete_deployment, names))
