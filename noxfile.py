@@ -57,7 +57,7 @@ def typecheck(session: nox.Session) -> None:
     """Type-check, strictly: sources, tests and tools."""
     install(session, "test", "types")
     # one by one: several have a conftest.py
-    for path in (*PATHS, "examples", "integration", "noxfile.py"):
+    for path in (*PATHS, "examples", "integration", "conftest.py", "noxfile.py"):
         session.run("mypy", path)
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import signal
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +17,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mlflow_triton_plugin.plugin import TritonDeploymentClient
-
-# what a shell runs in the background has been told to ignore Ctrl-C, and its children with it
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
