@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from concurrent import futures
 from functools import partial
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 from mlflow.deployments import get_deploy_client
 from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from mlflow_triton_plugin.server._stream import Answers
 
 from .refusals import refused
 from .waiting import wait_until
@@ -164,6 +167,28 @@ def test_a_model_of_ours_is_asked_to_end_where_a_server_may_not_be_told(
     assert name
     assert [each["mlflow_stream_end"].string_param for each in others] == [name] * instances
     assert all(list(each) == ["mlflow_stream_end"] for each in others)
+
+
+def test_two_who_leave_together_do_not_take_each_others_turns() -> None:
+    """Triton gives its instances requests in turn: each would get the other's for ever."""
+    turns = itertools.count(1)
+    ended = [threading.Event(), threading.Event()]
+
+    def end(instance: int) -> bool:
+        if next(turns) % len(ended) == instance:
+            ended[instance].set()
+        return ended[instance].is_set()
+
+    def ticking(instance: int) -> Iterator[int]:
+        while not ended[instance].wait(0.01):
+            yield instance
+
+    answers = [Answers(ticking(each), partial(end, each)) for each in range(len(ended))]
+    for each in answers:
+        each.next(10)
+    for each in answers:
+        each.leave(cancels=False)
+    wait_until(lambda: all(each.is_set() for each in ended), 15)
 
 
 def test_a_server_that_survives_it_is_told_instead(service: Service) -> None:

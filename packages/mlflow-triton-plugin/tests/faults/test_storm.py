@@ -199,7 +199,7 @@ def test_after_a_storm_with_killed_processes_one_command_a_name_makes_all_agree(
     assert unexpected(lines) == []
     assert kept_out_by_the_dead(lines, kills) == []
     # in the end all of them, and before that one now and then: how often depends on the machine
-    assert len(kills) >= SHORT_S // KILL_EVERY_S // 2 + PROCESSES
+    assert len(kills) > PROCESSES
     # at least one of those that were killed last was in the midst of it
     assert "INTERRUPTED" in left.values() or locks
     changes = {
