@@ -6,20 +6,23 @@ import errno
 import json
 import os
 import shutil
-import subprocess
 import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
 from mlflow_triton_plugin.environments.archive import digest_of, write_archive
-from mlflow_triton_plugin.local._installers import install, install_for, make_venv
+from mlflow_triton_plugin.local._installers import (
+    install,
+    install_for,
+    make_venv,
+    write_bytecode,
+)
 from mlflow_triton_plugin.local._interpreters import find_python, find_uv
 from mlflow_triton_plugin.local._managed import ensure_directory
 from mlflow_triton_plugin.local._progress import Progress
 from mlflow_triton_plugin.local.errors import ProvisioningError
 from mlflow_triton_plugin.local.provisioning import (
     CACHE_VARIABLE,
-    NO_BYTECODE,
     cache_folder,
     size_in_words,
 )
@@ -185,14 +188,6 @@ def _site_packages(root: Path, recipe: Recipe) -> Path:
 
 
 def _finish(root: Path, recipe: Recipe) -> None:
-    site_packages = _site_packages(root, recipe)
-    (site_packages / NO_BYTECODE[0]).write_text(NO_BYTECODE[1])
-    python = root / "bin" / "python"
-    if python.exists():
-        # the server would compile it at each start; by its content, for the archive has no times
-        mode = ["--invalidation-mode", "unchecked-hash", "-s", str(root)]
-        subprocess.run(  # noqa: S603 - the environment's own Python
-            [python, "-I", "-m", "compileall", "-q", "-j2", *mode, site_packages],
-            check=False,
-            capture_output=True,
-        )
+    # by its content, for the archive has no times
+    mode = ("--invalidation-mode", "unchecked-hash", "-s", str(root))
+    write_bytecode(root / "bin" / "python", _site_packages(root, recipe), *mode)

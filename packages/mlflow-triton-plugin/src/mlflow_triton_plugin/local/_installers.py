@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 
     from mlflow_triton_plugin.local._interpreters import Interpreter
 
-__all__ = ["install", "install_for", "make_venv"]
+__all__ = ["install", "install_for", "make_venv", "write_bytecode"]
+
+#: A file of site-packages. The stubs' interpreter ignores PYTHONDONTWRITEBYTECODE, and would leave
+#: a __pycache__ in each model's version directory. Not sitecustomize.py: Debian's Python has one of
+#: its own, which comes first.
+_NO_BYTECODE = ("mlflow_triton_no_bytecode.pth", "import sys; sys.dont_write_bytecode = True\n")
 
 #: Settings of the calling environment that would send the packages elsewhere. Indexes, proxies
 #: and certificate settings are inherited.
@@ -148,6 +153,26 @@ def install_for(
 
 def _told(output: str) -> str:
     return shortened(as_line(reason_of(output)), _LONGEST_REASON)
+
+
+def write_bytecode(python: Path, site_packages: Path, *options: str) -> None:
+    """Compile what is installed, and have no more bytecode written.
+
+    For that very reason: numpy, and MLflow for its models, would be compiled at each load.
+
+    Args:
+        python: the environment's own; where it has none, nothing is compiled.
+        site_packages: what is compiled.
+        options: of `compileall`.
+    """
+    name, content = _NO_BYTECODE
+    (site_packages / name).write_text(content)
+    if python.exists():
+        subprocess.run(  # noqa: S603 - the environment's own Python
+            [python, "-I", "-m", "compileall", "-q", "-j2", *options, site_packages],
+            check=False,
+            capture_output=True,
+        )
 
 
 @contextmanager

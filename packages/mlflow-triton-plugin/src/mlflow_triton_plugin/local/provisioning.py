@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING
 
 from platformdirs import user_cache_path
 
-from mlflow_triton_plugin.local._installers import install, make_venv
+from mlflow_triton_plugin.local._installers import install, make_venv, write_bytecode
 from mlflow_triton_plugin.local._interpreters import (
     Interpreter,
     fetch_libpython,
@@ -52,7 +52,6 @@ if TYPE_CHECKING:
 __all__ = [
     "BACKEND_SOURCE",
     "CACHE_VARIABLE",
-    "NO_BYTECODE",
     "REQUIREMENTS",
     "TRITON_VERSION",
     "Environment",
@@ -79,10 +78,6 @@ _DOWNLOAD_MB = 100
 _DISK_MB = 300
 #: The ONNX backend that the wheel has not.
 BACKEND_SOURCE = Path(__file__).with_name("_onnxruntime_backend") / "model.py"
-#: A file of site-packages. The stubs' interpreter ignores PYTHONDONTWRITEBYTECODE, and would leave
-#: a __pycache__ in each model's version directory. Not sitecustomize.py: Debian's Python has one of
-#: its own, which comes first.
-NO_BYTECODE = ("mlflow_triton_no_bytecode.pth", "import sys; sys.dont_write_bytecode = True\n")
 #: Files at least this large are looked at again at each start: the binaries and their libraries.
 _CHECKED_BYTES = 100_000
 
@@ -301,17 +296,11 @@ def _complete(root: Path, interpreter: Interpreter) -> Path:
     triton = site_packages / "pytriton" / "tritonserver"
     for binary in (*triton.glob("bin/*"), *triton.glob("python_backend_stubs/*/*")):
         binary.chmod(0o755)  # pip drops the run bit
-    (site_packages / NO_BYTECODE[0]).write_text(NO_BYTECODE[1])
-    python = [str(root / "bin" / "python"), "-I"]
-    # for the same reason: numpy, and MLflow for its models, would be compiled at each load
-    subprocess.run(  # noqa: S603 - the environment's own Python
-        [*python, "-m", "compileall", "-q", "-j2", str(site_packages)],
-        check=False,
-        capture_output=True,
-    )
+    python = root / "bin" / "python"
+    write_bytecode(python, site_packages)
     check = "import numpy, onnxruntime; assert numpy.__version__ < '2'"
     done = subprocess.run(  # noqa: S603 - the environment's own Python
-        [*python, "-c", check], check=False, capture_output=True, text=True
+        [python, "-I", "-c", check], check=False, capture_output=True, text=True
     )
     if done.returncode != 0 or not (triton / "bin" / "tritonserver").is_file():
         last_line = (done.stderr.strip().splitlines() or ["tritonserver is not in the wheel"])[-1]

@@ -27,7 +27,7 @@ __all__ = ["Answers"]
 _WAITING = 16
 _POLL_S = 0.2
 #: A request to end another may come to the wrong instance of the model. Triton gives them requests
-#: in turn, so the next one comes to the next; between so many and the same again, seconds.
+#: in turn: one of a few in a row finds it, unless there are more instances. Then again, in seconds.
 _IN_A_ROW = 4
 _AGAIN_S = 0.5
 
