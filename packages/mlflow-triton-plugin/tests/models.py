@@ -36,7 +36,7 @@ def log_onnx(model: onnx.ModelProto, *, registered: str | None = None, **options
     In a run of its own where none is active: MLflow 2 keeps the model in the run, and the next one
     of the same name would overwrite it.
     """
-    return _log(
+    return log_model(
         mlflow.onnx,
         onnx_model=model,
         registered_model_name=registered,
@@ -48,10 +48,11 @@ def log_onnx(model: onnx.ModelProto, *, registered: str | None = None, **options
 def log_pyfunc(model: Any, **options: Any) -> Any:
     """The same of a `PythonModel`, with `mlflow.pyfunc.log_model`."""
     options = {"pip_requirements": [f"mlflow=={mlflow.__version__}"], **options}
-    return _log(mlflow.pyfunc, python_model=model, **options)
+    return log_model(mlflow.pyfunc, python_model=model, **options)
 
 
-def _log(flavor: Any, **options: Any) -> Any:
+def log_model(flavor: Any, **options: Any) -> Any:
+    """`log_model` of a flavor, on MLflow 2 and 3."""
     parameters = inspect.signature(flavor.log_model).parameters
     where = "name" if "name" in parameters else "artifact_path"
     with nullcontext() if mlflow.active_run() else mlflow.start_run():

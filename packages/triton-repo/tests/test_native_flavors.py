@@ -109,6 +109,7 @@ def test_xgboost(
         "output_class": "false",
         "is_classifier": "false",
         "mlflow_columns": '["width", "age", "is_new"]',
+        "mlflow_join_requests": "true: a forest answers each row by itself",
     }
 
 
@@ -338,7 +339,10 @@ def test_torch_script_of_a_table(model: Callable[..., ModelArtifact], tmp_path: 
     assert entry.config is not None
     assert entry.config.inputs == (TensorSpec("INPUT__0", "FP32", (3,)),)
     assert entry.config.outputs == (TensorSpec("OUTPUT__0", "FP32", (2,)),)
-    assert parameters(entry) == {"mlflow_columns": '["width", "age", "is_new"]'}
+    assert parameters(entry) == {
+        "mlflow_columns": '["width", "age", "is_new"]',
+        "mlflow_join_requests": "true: PyTorch answers each row of a batch",
+    }
 
 
 MATRIX = [tensor(None, "float32", -1, 4)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from triton_repo.errors import (
 from triton_repo.flavors import SUPPORTED_FLAVORS, choose_flavor, convert
 from triton_repo.flavors.onnx import GENERATED_MAX_BATCH_SIZE, generate_config
 from triton_repo.flavors.onnx_graph import GraphTensor, OnnxGraph
+from triton_repo.joining import Joining, joining_of
 from triton_repo.names import check_name
 from triton_repo.store import LocalStore
 from triton_repo.tensors import DATATYPES, TensorSpec
@@ -392,6 +394,39 @@ def test_every_dimension_of_every_tensor_is_generated_right(
         assert (*batch, *served) == tensor.shape
         assert len(config.dims) > 0
     assert message.HasField("dynamic_batching") == (message.max_batch_size > 0)
+
+
+def test_a_sequence_is_not_taken_for_a_batch(logged: Logged) -> None:
+    """Requests joined along it would be one longer sequence to the model."""
+    logged.add_model(inputs=[value("x", ["seq", 4])], outputs=[value("y", ["seq", 4])])
+    config = logged.config()
+    assert (config.max_batch_size, config.is_dynamic) == (0, False)
+    assert [spec.shape for spec in (*config.inputs, *config.outputs)] == [(-1, 4), (-1, 4)]
+    joining = joining_of(config, "onnx")
+    assert (joining.is_joined, joining.why) == (
+        False,
+        "the first dimensions ('seq') are no batch by their names",
+    )
+
+
+@pytest.mark.parametrize("names", [["seq", "seq"], ["s0", "s0"], ["a", "b"]])
+def test_a_user_may_say_that_the_first_dimension_is_a_batch(names: list[str]) -> None:
+    x, y = (GraphTensor(each, "FP32", (-1, 4), each) for each in names)
+    graph = OnnxGraph((x,), (replace(y, name="y"),), ())
+    config = generate_config(graph, name="m", batches=True)
+    assert (config.max_batch_size > 0, config.is_dynamic) == (True, False)
+    joined = config.overridden({"join_requests": "true"})
+    assert joining_of(joined, "onnx") == Joining(
+        is_joined=True, why="-C join_requests=true asks for it"
+    )
+    assert joined.is_dynamic
+
+
+def test_a_graph_without_a_batch_cannot_be_joined() -> None:
+    x = GraphTensor("x", "FP32", (2, 4))
+    config = generate_config(OnnxGraph((x,), (replace(x, name="y"),), ()), name="m", batches=True)
+    with pytest.raises(ConfigError, match="no batch dimension to join requests in"):
+        config.overridden({"join_requests": "true"})
 
 
 def test_a_tensor_that_is_only_its_batch_keeps_its_shape() -> None:

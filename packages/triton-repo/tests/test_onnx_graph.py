@@ -435,6 +435,20 @@ def test_a_graph_without_outputs_is_no_model(path: Path) -> None:
         ([["batch", 4], ["batch"]], [["batch", 2]], True),
         ([[None, 4]], [[None, 2]], True),
         ([[None, 4]], [["batch", 2]], True),
+        ([["batch_size", 4]], [["batch_size", 2]], True),
+        ([["N", 4]], [["N", 2]], True),
+        ([["unk__6", 4]], [["unk__7", 2]], True),
+        ([["None", 4]], [["None", 2]], True),
+        ([["seq", 4]], [["seq", 4]], False),
+        ([["time", 4]], [["time", 2]], False),
+        ([["length", 4]], [["length", 2]], False),
+        ([["num_tokens", 4]], [["num_tokens", 2]], False),
+        ([["nodes", 4]], [["nodes", 2]], False),
+        ([["n_frames", 4]], [["n_frames", 2]], False),
+        ([["batch_seq", 4]], [["batch_seq", 2]], False),
+        ([["s0", 4]], [["s0", 2]], False),
+        ([["batch", 4]], [["N", 2]], False),
+        ([["seq", 4]], [[None, 2]], False),
         ([["a", 4]], [["b", 2]], False),
         ([["batch", 4], ["sequence", 4]], [["batch", 2]], False),
         ([[1, 4]], [[1, 2]], False),
@@ -448,7 +462,7 @@ def test_a_graph_without_outputs_is_no_model(path: Path) -> None:
 def test_the_batch_is_what_every_tensor_begins_with(
     path: Path, inputs: list[Any], outputs: list[Any], *, batched: bool
 ) -> None:
-    """A variable first dimension, and no two of them called differently."""
+    """A variable first dimension that is a batch by its name, the same in every tensor."""
     model = model_of(
         inputs=[value(f"x{number}", shape) for number, shape in enumerate(inputs)],
         outputs=[value(f"y{number}", shape) for number, shape in enumerate(outputs)],

@@ -185,12 +185,12 @@ def resources(value: Any, setting: str) -> str:
     return f"[{', '.join(listed)}]"
 
 
-def switch(on: str) -> Callable[[Any, str], str]:
-    """True as a text, false as none: the field is taken out."""
+def switch(on: str, off: str = "") -> Callable[[Any, str], str]:
+    """Return a parser of true and false: the texts `on` and `off`; an empty one unsets it."""
 
     def parse(value: Any, setting: str) -> str:
         said = choice(Literal["true", "false"], ignore_case=True)(value, setting)
-        return on if said == "true" else ""
+        return on if said == "true" else off
 
     return parse
 

@@ -6,12 +6,15 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from triton_repo.config import ModelConfig
 from triton_repo.errors import (
+    ConfigError,
     DeploymentNotFoundError,
     InvalidNameError,
     StoreError,
     TritonRepoError,
 )
+from triton_repo.joining import joining_of
 from triton_repo.model_view import ModelView, PlaceState, needed_by
 from triton_repo.names import check_name
 from triton_repo.record import tree_digest
@@ -155,6 +158,7 @@ class _Look:
             "state": state,
             "reason": self.unreadable or reason,
             "served_versions": list(ready_versions(own)),
+            "requests": self._requests(),
             "versions": {
                 number: _version(record.versions.get(number) if record else None)
                 for number in self.view.versions()
@@ -165,6 +169,16 @@ class _Look:
         if self.part_of:
             described["part_of"] = self.part_of
         return described
+
+    def _requests(self) -> dict[str, object]:
+        """Whether requests of several callers are joined, and why; empty where nobody knows."""
+        main = self.record.main if self.record is not None else None
+        if main is None:
+            return {}
+        try:
+            return joining_of(ModelConfig.parse(main.config), main.flavor).described()
+        except ConfigError:  # edited; the state says so where it matters
+            return {}
 
     def _state(self, states: Sequence[ModelState], servers: int) -> tuple[str, str]:
         """The deployment's state and, where it is not READY, why."""

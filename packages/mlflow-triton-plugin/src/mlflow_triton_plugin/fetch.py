@@ -31,7 +31,7 @@ from triton_repo.artifact import MLMODEL_FILENAME, ModelArtifact
 from triton_repo.config import CONFIG_FILENAME
 from triton_repo.entry import RemoteFile
 from triton_repo.errors import ArtifactError, MissingModelFileError, TritonRepoError
-from triton_repo.flavors import refuse_flavor
+from triton_repo.flavors import ANY_MODEL, refuse_flavor
 from triton_repo.masking import has_secret, without_secrets
 from triton_repo.names import check_file_name
 from triton_repo.record import Source
@@ -57,8 +57,10 @@ _READ_WHOLE = {".json", ".pbtxt", ".yaml"}
 #: And these, for the flavors that are made from them; they need not be uploaded again.
 _CONVERTED = {
     "onnx": {".onnx"},
-    "xgboost": {".ubj"},
-    "lightgbm": {".lgb", ".txt"},
+    "sklearn": {".pkl", ".skops"},
+    "xgboost": {".ubj", ".pkl"},
+    "lightgbm": {".lgb", ".txt", ".pkl"},
+    "catboost": {".pkl"},
     "pytorch": {".pth"},
 }
 _DOWNLOADS = 8
@@ -317,7 +319,9 @@ def _download_small(
     repository.download_artifacts(MLMODEL_FILENAME, dst_path=str(root))
     artifact = ModelArtifact.open(root)
     refuse_flavor(artifact, flavor)
-    candidates = artifact.flavors if flavor is None else (flavor,)
+    # a python_function is one of the model's other flavors: their files tell how it answers
+    is_any = flavor in (None, ANY_MODEL)
+    candidates = artifact.flavors if is_any else (flavor,)
     converted = {suffix for each in candidates for suffix in _CONVERTED.get(each, ())}
 
     def download(path: str) -> None:

@@ -33,7 +33,7 @@ from mlflow_triton_plugin.environments import ENV_PARAMETER
 from mlflow_triton_plugin.errors import SettingsError
 from triton_repo.config import NO_CONFIG
 from triton_repo.errors import ConfigError
-from triton_repo.overrides import WARMUP
+from triton_repo.overrides import JOIN_REQUESTS, WARMUP
 from triton_repo.scan import Limits
 
 if TYPE_CHECKING:
@@ -139,6 +139,13 @@ OVERRIDES: dict[str, _Override] = {
     ),
     "dynamic_batching": _Override(
         "dynamic_batching", switch("{}"), "whether Triton joins requests that wait: true or false"
+    ),
+    "join_requests": _Override(
+        JOIN_REQUESTS,
+        switch("true", "false"),
+        "whether requests of several callers are answered together: true for a model that answers "
+        "each row by itself; default true only where that is known (forests, scikit-learn, "
+        "XGBoost, LightGBM, CatBoost, PyTorch, Keras, and ONNX whose first dimension is named as a batch)",
     ),
     "max_queue_delay_microseconds": _Override(
         "dynamic_batching.max_queue_delay_microseconds",
@@ -357,6 +364,11 @@ def parse_options(config: Mapping[str, Any] | None, *, command: str) -> Options:
             f"-C env and -C {ENV_PARAMETER} both say which packages the model runs with; give one",
             setting="-C env",
         )
+    if overrides.get(JOIN_REQUESTS) == "true" and overrides.get("dynamic_batching") == "":
+        raise SettingsError(
+            "-C join_requests=true and -C dynamic_batching=false contradict each other; give one",
+            setting="-C join_requests",
+        )
     return Options(**parsed, overrides=overrides, member_overrides=of_members)
 
 
@@ -412,7 +424,10 @@ def _checked(overrides: dict[str, str], setting: str) -> dict[str, str | None]:
         SettingsError: one is not.
     """
     try:
-        NO_CONFIG.overridden(overrides)
+        # whether requests can be joined is for the model to say
+        NO_CONFIG.overridden(
+            {path: each for path, each in overrides.items() if path != JOIN_REQUESTS}
+        )
     except ConfigError as exc:
         raise SettingsError(f"{setting}: {exc}", setting=setting) from exc
     return {**overrides}

@@ -35,7 +35,7 @@ from triton_repo.group_change import (
     plan_members,
     plan_return_of_members,
 )
-from triton_repo.overrides import WHOLE_CONFIG
+from triton_repo.overrides import JOIN_REQUESTS, WHOLE_CONFIG
 from triton_repo.placement import PlaceState
 
 if TYPE_CHECKING:
@@ -280,7 +280,13 @@ class Planner:
             native=self.native and options.env in (None, "default"),
             config=NO_CONFIG.overridden({WHOLE_CONFIG: given}) if given else None,
         )
-        converted = convert(artifact, flavor=chosen, name=place.name, version=version)
+        converted = convert(
+            artifact,
+            flavor=chosen,
+            name=place.name,
+            version=version,
+            batches=_says_it_batches(overrides),
+        )
         for each in (converted, *converted.members.values()):
             set_here = overrides if each is converted else {}
             check_backend(each, (each.config or NO_CONFIG).overridden(set_here))
@@ -330,6 +336,12 @@ def _planned(place: ModelPlace, change: Change, members: Iterable[MemberChange] 
         if each.change is not None:
             each.place.refuse_collisions(each.change)
     return Planned(change, tuple(members))
+
+
+def _says_it_batches(overrides: Mapping[str, str]) -> bool:
+    """Whether what is set of config.pbtxt says that the first dimension is a batch."""
+    is_joined = overrides.get(JOIN_REQUESTS) == "true"
+    return is_joined or overrides.get("max_batch_size", "0") != "0"
 
 
 def _flavor_of(base: Stock | None) -> str:

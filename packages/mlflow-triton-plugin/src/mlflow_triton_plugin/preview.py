@@ -6,11 +6,12 @@ import difflib
 from typing import TYPE_CHECKING, Any
 
 from mlflow_triton_plugin.changing import is_staged_apart
-from triton_repo.config import CONFIG_FILENAME
+from triton_repo.config import CONFIG_FILENAME, NO_CONFIG
+from triton_repo.joining import joining_of
 from triton_repo.text import human_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from mlflow_triton_plugin.options import Options
     from mlflow_triton_plugin.planning import Planned
@@ -39,7 +40,8 @@ def preview(
         deployed, 0 where the model's own policy decides), `serves` (versions, that one first),
         `files` (what is copied: size in bytes by path in the deployment), `files_apart` (what is
         there already, and is copied all the same while the change is staged apart), `size_bytes`
-        (of both), `reuses` (a version on disk that already is this model, or None), `restores`
+        (of both), `reuses` (a version on disk that already is this model, or None), `requests`
+        (whether those of several callers are `joined`, and `why`), `restores`
         (files beside config.pbtxt, from what was set aside), `replaces` and `removes` (version
         directories), `removes_files` (beside config.pbtxt), `config` (config.pbtxt afterwards),
         `config_diff` (from what is there now, unified; empty where nothing changes), `servers`
@@ -65,6 +67,7 @@ def preview(
         "files_apart": change.copied_apart(apart=apart),
         "size_bytes": change.size_bytes(apart=apart),
         "reuses": change.reuse,
+        "requests": joining_of(change.config or NO_CONFIG, change.entry.flavor).described(),
         "restores": sorted(change.shared_restored),
         "replaces": sorted(change.replaced),
         "removes": sorted(change.doomed),
@@ -155,6 +158,13 @@ def as_lines(plan: dict[str, Any]) -> Iterator[str]:
     names = [*(member["name"] for member in plan["members"]), name] if plan["members"] else []
     order = f", in this order: {', '.join(names)}" if names else ""
     yield f"load on {', '.join(plan['servers'])}{order}{apart}; serve {serves}"
+    yield _requests_line(plan["requests"])
+
+
+def _requests_line(requests: Mapping[str, Any]) -> str:
+    """Whether requests of several callers are joined, and why, as a line for people."""
+    how = "joined" if requests["joined"] else "asked one by one"
+    return f"requests are {how}: {requests['why']}"
 
 
 def _member_lines(member: dict[str, Any]) -> Iterator[str]:

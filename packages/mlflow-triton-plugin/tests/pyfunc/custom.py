@@ -32,11 +32,29 @@ class Scaled(PythonModel):
         return model_input["x"] * params["factor"] + sum(params["more"])
 
 
-class Batches(PythonModel):
-    """Answers how many rows it was given together."""
+class Tallied(PythonModel):
+    """Doubles each row, and leaves a file in a folder that is named by how many it was given."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
 
     def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
-        return np.full(len(model_input), len(model_input), dtype=np.int64)
+        Path(self._folder, str(len(model_input))).touch()
+        return (model_input["a"] * 2).to_numpy()
+
+
+class Exploding(PythonModel):
+    """Answers each row as many times as it says, so that sums of rows may fit by chance."""
+
+    def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        return [float(each) for each in model_input["a"] for _ in range(int(each) % 3)]
+
+
+class Ranks(PythonModel):
+    """Answers the rank of each row among all that it was given."""
+
+    def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        return model_input["a"].rank().to_numpy()
 
 
 class Mean(PythonModel):

@@ -246,22 +246,6 @@ def test_one_bad_request_spoils_no_other(
     assert answered == [True if value < 0 else value * 2 + 0.75 for value in values]
 
 
-def test_requests_are_answered_together(
-    deploy: Deploy, pyfunc_client: TritonDeploymentClient
-) -> None:
-    signature = infer_signature(FRAME, np.array([1]))
-    name, _uri = deploy(custom.Batches(), signature=signature)
-    pyfunc_client.predict(name, FRAME)
-    with ThreadPoolExecutor(16) as pool:
-        found = list(
-            pool.map(
-                lambda _: pyfunc_client.predict(name, FRAME)["outputs"]["predictions"], range(300)
-            )
-        )
-    assert all(array.shape == (3, 1) for array in found)
-    assert max(int(array.max()) for array in found) > len(FRAME)
-
-
 def test_a_model_whose_rows_are_not_kept_is_asked_for_each_request(
     deploy: Deploy, pyfunc_client: TritonDeploymentClient
 ) -> None:

@@ -17,7 +17,8 @@ from tritonclient.grpc import model_config_pb2  # noqa: TID251 - this is the doo
 
 from triton_repo._textproto import edit_messages, set_field
 from triton_repo.errors import ConfigError
-from triton_repo.overrides import NO_FIELDS, WHOLE_CONFIG, set_override
+from triton_repo.joining import JOIN_PARAMETER, asked, decision
+from triton_repo.overrides import JOIN_REQUESTS, NO_FIELDS, WHOLE_CONFIG, set_override
 from triton_repo.tensors import DATATYPES, TensorSpec, datatype_of
 from triton_repo.text import human_size
 
@@ -199,6 +200,11 @@ class ModelConfig:
         return bool(self._message.model_transaction_policy.decoupled)
 
     @property
+    def is_dynamic(self) -> bool:
+        """Whether Triton joins requests that wait into one batch."""
+        return self.max_batch_size > 0 and self._message.HasField("dynamic_batching")
+
+    @property
     def max_batch_size(self) -> int:
         """0, or how many rows one request may have."""
         return cast("int", self._message.max_batch_size)
@@ -329,11 +335,19 @@ class ModelConfig:
         Triton has one config.pbtxt for all the versions of a model: those that serve together must
         agree about what a client or the backend sees.
         """
+        one, two = self._without_reason(), other._without_reason()
         for name in _SEEN_BY_ALL:
-            mine, theirs = getattr(self._message, name), getattr(other._message, name)
-            if mine != theirs:
+            if getattr(one, name) != getattr(two, name):
                 return name
+        if decision(self) != decision(other):
+            return f"parameters.{JOIN_PARAMETER}"
         return None if self.backend == other.backend else "backend"
+
+    def _without_reason(self) -> model_config_pb2.ModelConfig:
+        """The message without why requests are joined or not, which may differ."""
+        copy = self._copy()
+        copy.parameters.pop(JOIN_PARAMETER, None)
+        return copy
 
     # -- changing it --------------------------------------------------------------------------
 
@@ -398,7 +412,28 @@ class ModelConfig:
         for path, text in overrides.items():
             if path not in NO_FIELDS:
                 config = config.with_override(path, text)
+        if JOIN_REQUESTS in overrides:
+            config = config.joined(is_joined=overrides[JOIN_REQUESTS] == "true")
         return config
+
+    def joined(self, *, is_joined: bool) -> ModelConfig:
+        """The same file, with requests of several callers joined or not, because a user asks.
+
+        Raises:
+            ConfigError: the model has no batch dimension to join them in.
+        """
+        config = self
+        if is_joined and not self.max_batch_size:
+            raise ConfigError(
+                f"join_requests=true: {CONFIG_FILENAME} has max_batch_size 0, so there is no batch "
+                "dimension to join requests in; leave join_requests out, or set max_batch_size",
+                field=JOIN_REQUESTS,
+            )
+        if is_joined != self._message.HasField("dynamic_batching"):
+            config = config.with_override("dynamic_batching", "{}" if is_joined else "")
+        if is_joined == decision(config) and JOIN_PARAMETER in config.parameters:
+            return config
+        return config.with_override(f"parameters.{JOIN_PARAMETER}", asked(is_joined=is_joined))
 
     def with_override(self, path: str, text: str) -> ModelConfig:
         """The same with one other value; see `overridden`."""

@@ -5,7 +5,8 @@ An override is a path and a text: `max_batch_size` and `8`,
 `instance_group.count` and `2` (of each group). The text is the field's value in protobuf's text
 format; an empty one takes the field out. The path `config` has a whole config.pbtxt as text, which
 stands in the place of the model's. The path `warmup` is no field: it says from what batch sizes
-`model_warmup` was made of the model's input example, and is kept for the next model's.
+`model_warmup` was made of the model's input example, and is kept for the next model's. The path
+`join_requests` is `true` or `false`: whether requests of several callers are joined.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from triton_repo.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["NO_FIELDS", "WARMUP", "WHOLE_CONFIG", "set_override"]
+__all__ = ["JOIN_REQUESTS", "NO_FIELDS", "WARMUP", "WHOLE_CONFIG", "set_override"]
 
-WHOLE_CONFIG, WARMUP = "config", "warmup"
+WHOLE_CONFIG, WARMUP, JOIN_REQUESTS = "config", "warmup", "join_requests"
 #: Paths that no field has.
-NO_FIELDS = frozenset({WHOLE_CONFIG, WARMUP})
+NO_FIELDS = frozenset({WHOLE_CONFIG, WARMUP, JOIN_REQUESTS})
 #: What deploying itself decides.
 _OURS = ("name", "version_policy")
 

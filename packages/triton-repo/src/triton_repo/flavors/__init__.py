@@ -147,7 +147,12 @@ def _suits(artifact: ModelArtifact, flavor: str) -> bool:
 
 
 def convert(
-    artifact: ModelArtifact, *, flavor: str, name: ModelName, version: int
+    artifact: ModelArtifact,
+    *,
+    flavor: str,
+    name: ModelName,
+    version: int,
+    batches: bool = False,
 ) -> RepositoryEntry:
     """Plan the repository entry of one model.
 
@@ -156,12 +161,16 @@ def convert(
         flavor: from `choose_flavor`.
         name: the deployment.
         version: the number a single version gets; an artifact with several keeps its own.
+        batches: whether the user says that the first dimension of an ONNX graph is a batch.
 
     Raises:
         ArtifactError: the model's files are not what MLmodel says; nothing was written.
         ConfigError: its config.pbtxt is wrong, or none can be generated.
     """
-    entry = _CONVERTERS[flavor](artifact, name, version)
+    if flavor == "onnx":
+        entry = onnx.convert(artifact, name, version, batches=batches)
+    else:
+        entry = _CONVERTERS[flavor](artifact, name, version)
     for each in (entry, *entry.members.values()):
         for tree in (each.shared, *each.versions.values()):
             for part in {part for file in tree.files for part in file.path.parts}:

@@ -21,6 +21,7 @@ from triton_repo.flavors._features import Features, features_of, width_of
 from triton_repo.flavors._files import one_file_entry
 from triton_repo.flavors.lightgbm_file import LightgbmFile
 from triton_repo.flavors.xgboost_file import read_boosting
+from triton_repo.joining import JOIN_PARAMETER, Joining
 from triton_repo.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ __all__ = ["convert_lightgbm", "convert_xgboost", "suits_lightgbm", "suits_xgboo
 
 BACKEND = "fil"
 _INPUT, _OUTPUT = "input__0", "output__0"
+_JOINING = Joining(is_joined=True, why="a forest answers each row by itself")
 #: FIL wants one; as in its own documentation.
 GENERATED_MAX_BATCH_SIZE = 32_768
 
@@ -137,7 +139,7 @@ def _config(name: str, features: Features, forest: _Forest) -> ModelConfig:
         outputs=[TensorSpec(_OUTPUT, "FP32", (forest.width,))],
         max_batch_size=GENERATED_MAX_BATCH_SIZE,
         dynamic_batching=True,
-        parameters=parameters | features.parameters,
+        parameters=parameters | features.parameters | {JOIN_PARAMETER: _JOINING.text},
         comment="Generated from the model. Log a config.pbtxt with it to use your own.",
     )
 

@@ -14,6 +14,7 @@ from triton_repo.entry import EntryFile, RepositoryEntry, Tree
 from triton_repo.errors import ArtifactError, ConfigError, MissingModelFileError
 from triton_repo.flavors._files import ModelFiles, shared_tree, user_config
 from triton_repo.flavors.onnx_graph import GraphTensor, OnnxGraph, read_graph
+from triton_repo.joining import JOIN_PARAMETER, Joining
 from triton_repo.scan import check_member, scan_tree
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ MODEL_FILENAME = "model.onnx"
 GENERATED_MAX_BATCH_SIZE = 1024
 
 
-def convert(artifact: ModelArtifact, name: ModelName, version: int) -> RepositoryEntry:
+def convert(
+    artifact: ModelArtifact, name: ModelName, version: int, *, batches: bool = False
+) -> RepositoryEntry:
     """Plan the entry of an ONNX model; see `flavors.convert` for the arguments and errors."""
     data = artifact.path(artifact.flavors["onnx"].get("data", ""), said_by="MLmodel's onnx flavor")
     model_files = ModelFiles(artifact, artifact.tally())
@@ -45,6 +48,7 @@ def convert(artifact: ModelArtifact, name: ModelName, version: int) -> Repositor
             name=name,
             signature_inputs=artifact.signature_tensors("inputs"),
             signature_outputs=artifact.signature_tensors("outputs"),
+            batches=batches,
         )
     elif config.pinned_versions:
         config = config.pinned([version])
@@ -129,22 +133,33 @@ def generate_config(
     name: str,
     signature_inputs: dict[str, TensorSpec] | None = None,
     signature_outputs: dict[str, TensorSpec] | None = None,
+    batches: bool = False,
 ) -> ModelConfig:
     """A config.pbtxt for a graph.
 
     Names and types are the graph's. A shape that the graph leaves open is taken from the MLflow
-    signature. Where every tensor begins with the same variable dimension, that is the batch, as in
-    Triton's own auto-complete for ONNX Runtime.
+    signature. Where every tensor begins with the same variable dimension, and it is a batch by its
+    name, requests are joined in it. Otherwise tensors keep their true shapes (`max_batch_size: 0`):
+    places along a sequence, say, may depend on each other.
+
+    Args:
+        graph: the model's.
+        name: the deployment.
+        signature_inputs: shapes, where the graph has none.
+        signature_outputs: the same.
+        batches: whether the user says that the first dimension is a batch, whatever its name.
 
     Raises:
         ConfigError: a tensor's rank is nowhere to be found.
     """
     inputs = [_with_shape(tensor, signature_inputs or {}) for tensor in graph.inputs]
     outputs = [_with_shape(tensor, signature_outputs or {}) for tensor in graph.outputs]
+    whole = OnnxGraph(tuple(inputs), tuple(outputs), ())
     # A tensor that is nothing but its batch ([N]) would have no dims left; keep the true shapes.
-    batched = OnnxGraph(tuple(inputs), tuple(outputs), ()).has_batch_dimension and all(
-        len(tensor.shape or ()) > 1 for tensor in (*inputs, *outputs)
-    )
+    has_rows = all(len(tensor.shape or ()) > 1 for tensor in (*inputs, *outputs))
+    is_sure = has_rows and whole.has_batch_dimension
+    batched = is_sure or (has_rows and batches and whole.has_variable_first_dimension)
+    joining = _joining(whole, is_sure=is_sure)
     return ModelConfig.build(
         name=name,
         backend=BACKEND,
@@ -152,9 +167,23 @@ def generate_config(
         inputs=[_config_spec(tensor, batched=batched) for tensor in inputs],
         outputs=[_config_spec(tensor, batched=batched) for tensor in outputs],
         max_batch_size=GENERATED_MAX_BATCH_SIZE if batched else 0,
-        dynamic_batching=batched,
+        dynamic_batching=is_sure,
+        parameters={JOIN_PARAMETER: joining.text},
         comment="Generated from the ONNX graph. Log a config.pbtxt with the model to use your own.",
     )
+
+
+def _joining(graph: OnnxGraph, *, is_sure: bool) -> Joining:
+    names = graph.first_dimensions
+    if is_sure:
+        why = (
+            f"the first dimension is a batch by its name ({names or 'none, as exporters leave it'})"
+        )
+    elif graph.has_variable_first_dimension and names:
+        why = f"the first dimensions ({names}) are no batch by their names"
+    else:
+        why = "the graph has no batch dimension in every tensor"
+    return Joining(is_joined=is_sure, why=why)
 
 
 def _with_shape(tensor: GraphTensor, signature: dict[str, TensorSpec]) -> GraphTensor:
@@ -167,7 +196,7 @@ def _with_shape(tensor: GraphTensor, signature: dict[str, TensorSpec]) -> GraphT
             "or a config.pbtxt with it",
             field=f"{tensor.name}.dims",
         )
-    return GraphTensor(tensor.name, tensor.datatype, known.shape)
+    return GraphTensor(tensor.name, tensor.datatype, known.shape, tensor.first_dim_name)
 
 
 def _config_spec(tensor: GraphTensor, *, batched: bool) -> TensorSpec:

@@ -84,6 +84,15 @@ _MAX_KEPT_BYTES = 50_000_000
 _OVERHEAD_BYTES = 100
 
 
+#: Names of the first dimension that say nothing: tf2onnx numbers them, keras2onnx writes None.
+_NO_NAME = re.compile(r"(?:|none|\?|-1|unk(?:nown)?_*\d*)", re.IGNORECASE)
+#: Names that exporters and people give to the batch.
+_BATCH_NAME = re.compile(
+    r"n|b|bs|(?:n_?|num_?)?(?:batch|batches|rows?|samples?|examples?)(?:_?(?:size|dim|axis|n))?_*\d*",
+    re.IGNORECASE,
+)
+
+
 @dataclass(frozen=True)
 class OnnxGraph:
     """The outside of a graph.
@@ -100,15 +109,34 @@ class OnnxGraph:
     external_files: tuple[str, ...]
 
     @property
-    def has_batch_dimension(self) -> bool:
-        """Whether every tensor begins with a variable dimension, and no two name it differently."""
+    def has_variable_first_dimension(self) -> bool:
+        """Whether every tensor begins with a variable dimension."""
         tensors = self.inputs + self.outputs
-        names = {tensor.first_dim_name for tensor in tensors} - {""}
-        return (
-            bool(self.inputs)
-            and len(names) <= 1
-            and all(tensor.shape is not None and tensor.shape[:1] == (-1,) for tensor in tensors)
+        return bool(self.inputs) and all(
+            tensor.shape is not None and tensor.shape[:1] == (-1,) for tensor in tensors
         )
+
+    @property
+    def has_batch_dimension(self) -> bool:
+        """Whether that is a batch by its name, the same in every tensor.
+
+        Exporters that give no name, or a number (`unk__7`), mean the batch. Any other name, such as
+        `seq` or `nodes`, may be of an axis whose places depend on each other.
+        """
+        names = {tensor.first_dim_name for tensor in self.inputs + self.outputs}
+        told = {name for name in names if not _NO_NAME.fullmatch(name)}
+        return (
+            self.has_variable_first_dimension
+            and len(told) <= 1
+            and all(_BATCH_NAME.fullmatch(name) for name in told)
+        )
+
+    @property
+    def first_dimensions(self) -> str:
+        """What the graph calls the first dimensions, for people."""
+        tensors = self.inputs + self.outputs
+        names = dict.fromkeys(repr(each.first_dim_name) for each in tensors if each.first_dim_name)
+        return ", ".join(names)
 
 
 @dataclass(frozen=True)

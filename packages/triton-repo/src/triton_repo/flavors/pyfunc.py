@@ -23,6 +23,8 @@ from triton_repo.config import ModelConfig
 from triton_repo.entry import EntryFile, RepositoryEntry, Tree
 from triton_repo.errors import ArtifactError
 from triton_repo.flavors._files import ModelFiles, entry_of, own_config
+from triton_repo.flavors._rows import row_wise
+from triton_repo.joining import JOIN_PARAMETER, Joining
 from triton_repo.scan import scan_tree
 from triton_repo.tensors import TensorSpec
 
@@ -111,8 +113,8 @@ def generate_config(artifact: ModelArtifact, *, name: str) -> ModelConfig:
     """A config.pbtxt for a signature.
 
     A column is a tensor with one value a row, a `TensorSpec` a tensor of its shape. Where all of
-    them begin with a variable dimension, that is the batch, and requests are joined: MLflow, too,
-    gives a model rows in batches of any size (`spark_udf`). A model without an output signature
+    them begin with a variable dimension, that is the batch. Requests are joined in it only where
+    the model is known to answer each row by itself. A model without an output signature
     answers one JSON text a row, and so does a chat (MLflow's `ChatModel`, `ChatAgent`,
     `llm/v1/chat`): its answers leave keys out that the signature has, its pieces have others.
 
@@ -144,13 +146,17 @@ def generate_config(artifact: ModelArtifact, *, name: str) -> ModelConfig:
     if decoupled:
         parameters[STREAMS] = str(_STREAMS_DEFAULT)
     batched = all(spec.shape[:1] == (-1,) for spec in (*inputs, *outputs))
+    joining = row_wise(artifact)
+    if not batched:
+        joining = Joining(is_joined=False, why="the signature has no batch dimension")
+    parameters[JOIN_PARAMETER] = joining.text
     return ModelConfig.build(
         name=name,
         backend=BACKEND,
         inputs=[_config_spec(spec, batched=batched) for spec in inputs],
         outputs=[_config_spec(spec, batched=batched) for spec in outputs],
         max_batch_size=GENERATED_MAX_BATCH_SIZE if batched else 0,
-        dynamic_batching=batched,
+        dynamic_batching=joining.is_joined,
         decoupled=decoupled,
         # each instance is a process that imports all of the model's packages
         instances=1,

@@ -17,6 +17,7 @@ from triton_repo.errors import ArtifactError
 from triton_repo.flavors._features import features_of, width_of
 from triton_repo.flavors._files import one_file_entry
 from triton_repo.flavors.torch_script import is_in_training, is_torch_script
+from triton_repo.joining import JOIN_PARAMETER, Joining
 from triton_repo.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -109,6 +110,12 @@ def _config(artifact: ModelArtifact, name: str) -> ModelConfig:
         ]
         for prefix, side in (("INPUT", takes), ("OUTPUT", answers))
     )
+    joining = Joining(
+        is_joined=batched,
+        why="PyTorch answers each row of a batch"
+        if batched
+        else "the signature has no batch dimension",
+    )
     return ModelConfig.build(
         name=name,
         backend=BACKEND,
@@ -117,7 +124,10 @@ def _config(artifact: ModelArtifact, name: str) -> ModelConfig:
         outputs=outputs,
         max_batch_size=GENERATED_MAX_BATCH_SIZE if batched else 0,
         dynamic_batching=batched,
-        parameters=features.parameters if features is not None else {},
+        parameters={
+            **(features.parameters if features is not None else {}),
+            JOIN_PARAMETER: joining.text,
+        },
         comment="Generated from the model's signature. Log a config.pbtxt with it to use your own.",
     )
 

@@ -10,6 +10,7 @@ no encoder does: who knows of it tells them from text, for all others they are `
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
 import json
 import re
@@ -177,6 +178,9 @@ class Wanted:
             ]
         else:  # config.pbtxt has others than the signature, or that has none
             self._are_json = [name in as_json or not kinds for name in self._names]
+        # what a BYTES output may hold; anything where config.pbtxt has others than the signature
+        are_known = len(kinds) == len(outputs)
+        self._kinds = [_kind_of(kind) for kind in kinds] if are_known else [""] * len(outputs)
         # where the output's name is not the model's own, a key that is called so is but a key
         self._is_whole = self._names == list(as_json) and self._names[0] not in known
 
@@ -245,7 +249,8 @@ class Wanted:
         if dtype is not np.object_:
             array = _numbers(value, dtype, name)
         else:
-            array = _json_texts(value) if self._are_json[place] else _texts(value, name)
+            is_json = self._are_json[place]
+            array = _json_texts(value, name) if is_json else _texts(value, name, self._kinds[place])
         if not self._batched:
             return array if array.ndim == len(dims) else array.reshape(dims)
         if array.ndim == len(dims) + 1:
@@ -289,6 +294,22 @@ def _array_of(value: Any, name: str) -> NDArray[Any]:
         ) from exc
 
 
+def _survives(array: NDArray[Any], dtype: type[np.generic]) -> bool:
+    """Whether numbers are the same in another type, but for the rounding of fractions."""
+    if array.dtype.kind not in "biuf":
+        return False
+    wanted = np.dtype(dtype)
+    if np.can_cast(array.dtype, wanted) or array.dtype.kind == wanted.kind == "f":
+        return True
+    with np.errstate(all="ignore"):  # what does not fit is looked for
+        converted = array.astype(wanted)
+        back = converted.astype(array.dtype)
+    if not bool(((converted == array) & (back == array)).all()):
+        return False
+    # -1 and 2**64 - 1 are one number to a comparison that wraps around
+    return bool(((converted < 0) == (array < 0)).all()) if wanted.kind in "iu" else True
+
+
 def _numbers(value: Any, dtype: type[np.generic], name: str) -> NDArray[Any]:
     """Numbers of the output's type.
 
@@ -304,10 +325,7 @@ def _numbers(value: Any, dtype: type[np.generic], name: str) -> NDArray[Any]:
             raise ValueError(f"{name} of the model's answer is no array of numbers: {exc}") from exc
     if array.dtype == dtype:
         return np.ascontiguousarray(array)
-    lossless = array.dtype.kind in "biuf" and (
-        np.can_cast(array.dtype, dtype, "same_kind") or bool((array.astype(dtype) == array).all())
-    )
-    if not lossless:
+    if not _survives(array, dtype):
         raise ValueError(
             f"{name} of the model's answer is {array.dtype}, and its signature has "
             f"{np.dtype(dtype)}; log the model with the signature that infer_signature gives"
@@ -324,39 +342,104 @@ def _numbers(value: Any, dtype: type[np.generic], name: str) -> NDArray[Any]:
     return converted
 
 
-def _texts(value: Any, name: str) -> NDArray[Any]:
-    """Text as UTF-8, dates as ISO 8601."""
-    array = _array_of([value] if isinstance(value, (str, bytes)) else value, name)
-    if array.dtype.kind == "M":
-        array = np.datetime_as_string(array)
-    if array.dtype.kind == "U":
-        return np.asarray(np.char.encode(array, "utf-8")).astype(object)
-    if array.dtype.kind == "O" and array.ndim == 1 and len(array) and _is_list(array[0]):
-        array = np.array([list(each) for each in array], dtype=object)
-    texts = [_bytes_of(each, name) for each in array.reshape(-1).tolist()]
+def _kind_of(kind: Any) -> str:
+    """What the values of an output are: `string`, `binary`, `datetime`, or empty for any."""
+    if isinstance(kind, np.dtype):
+        return {"S": "binary", "U": "string"}.get(kind.kind, "")
+    return _unnested(kind)[1]
+
+
+def _texts(value: Any, name: str, kind: str) -> NDArray[Any]:
+    """Text as UTF-8, dates as ISO 8601, bytes as they are.
+
+    Raises:
+        ValueError: a value is of another type than the output; nothing is made text of.
+    """
+    dates = getattr(value, "dtype", None)
+    if getattr(dates, "kind", "") == "M" and kind in ("datetime", ""):
+        value = np.datetime_as_string(np.asarray(value))
+    array = _cells_of(value, name)
+    texts = [_bytes_of(each, name, kind) for each in array.reshape(-1)]
     return _objects(texts).reshape(array.shape)
 
 
+def _cells_of(value: Any, name: str) -> NDArray[Any]:
+    """The values as an array of objects: numpy makes text of numbers beside text, and drops NULs.
+
+    Raises:
+        ValueError: rows have different lengths.
+    """
+    if isinstance(value, (str, bytes)):
+        return _objects([value])
+    if hasattr(value, "to_numpy"):  # pandas
+        value = value.to_numpy(dtype=object)
+    if isinstance(value, np.ndarray) and value.dtype.kind != "O":
+        return value.astype(object)
+    if not _is_list(value):
+        cell = np.empty((), dtype=object)
+        cell[()] = value
+        return cell
+    rows = list(value)
+    nested = [_is_list(row) for row in rows]
+    if not any(nested):
+        return _objects(rows)
+    if not all(nested):
+        raise _ragged(name)
+    cells = [_cells_of(row, name) for row in rows]
+    if len({each.shape for each in cells}) > 1:
+        raise _ragged(name)
+    return np.stack(cells)
+
+
+def _ragged(name: str) -> ValueError:
+    return ValueError(
+        f"{name} of the model's answer is ragged: its rows have different lengths, which a tensor "
+        "cannot hold; answer rows of one length, or log the model without this output in its "
+        "signature, so that it answers JSON"
+    )
+
+
 def _is_list(value: object) -> bool:
-    return isinstance(value, (list, tuple, np.ndarray))
+    return isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim > 0)
 
 
-def _bytes_of(value: Any, name: str) -> bytes:
-    if isinstance(value, bytes):
-        return value
-    if isinstance(value, dt.date):
-        return value.isoformat().encode()
-    if value is None or value != value:  # noqa: PLR0124 - NaN
+def _bytes_of(value: Any, name: str, kind: str) -> bytes:
+    """One value of a BYTES output.
+
+    Raises:
+        ValueError: it is of another type.
+    """
+    is_nan = isinstance(value, (float, np.floating)) and bool(np.isnan(value))
+    if value is None or is_nan or type(value).__name__ in ("NAType", "NaTType"):
         raise ValueError(f"{name} of the model's answer has a missing value, where text belongs")
-    return str(value).encode()
+    if isinstance(value, str) and kind in ("string", "datetime", ""):
+        return value.encode()
+    if isinstance(value, (bytes, bytearray)) and kind in ("binary", ""):
+        return bytes(value)
+    if isinstance(value, np.datetime64) and kind in ("datetime", ""):
+        return str(np.datetime_as_string(value)).encode()
+    if isinstance(value, dt.date) and kind in ("datetime", ""):
+        return value.isoformat().encode()
+    raise ValueError(
+        f"{name} of the model's answer holds {type(value).__name__}, and its signature has "
+        f"{kind or 'text or bytes'}; answer that, or log the model without this output in its "
+        "signature, so that it answers JSON"
+    )
 
 
-def _json_texts(value: Any) -> NDArray[Any]:
-    """One JSON text a row."""
+def _json_texts(value: Any, name: str) -> NDArray[Any]:
+    """One JSON text a row.
+
+    Raises:
+        ValueError: a value has no form in JSON.
+    """
     rows = _records(value)
     rows = rows.tolist() if hasattr(rows, "tolist") else rows
     rows = rows if isinstance(rows, (list, tuple)) else [rows]
-    return _objects([_json_of(each).encode() for each in rows])
+    try:
+        return _objects([_json_of(each).encode() for each in rows])
+    except TypeError as exc:
+        raise ValueError(f"{name} of the model's answer has no form in JSON: {exc}") from exc
 
 
 def _json_of(value: Any) -> str:
@@ -367,8 +450,20 @@ def _json_of(value: Any) -> str:
 
 
 def _plain(value: Any) -> object:
-    """What JSON has no form for, in one that it has."""
+    """What JSON has no form for, in one that it has: bytes as base64, as MLflow's server does.
+
+    Raises:
+        TypeError: there is none.
+    """
+    if isinstance(value, (bytes, bytearray)):
+        return base64.b64encode(value).decode("ascii")
+    if type(value).__name__ in ("NAType", "NaTType"):
+        return None
+    if isinstance(value, np.datetime64):
+        return None if np.isnat(value) else str(np.datetime_as_string(value))
     for method in ("model_dump", "to_dict", "tolist", "isoformat"):  # pydantic, pandas, numpy
         if hasattr(value, method):
-            return getattr(value, method)()
-    return str(value)
+            plain = getattr(value, method)()
+            if type(plain) is not type(value):  # numpy's own that Python has no type for
+                return plain
+    raise TypeError(f"{type(value).__name__} is not one of its types")

@@ -54,6 +54,13 @@ _ID, _END = "mlflow_stream_id", "mlflow_stream_end"
 #: How many requests of an instance are answered in pieces at the same time: a parameter of
 #: config.pbtxt. Others wait for their turn.
 _STREAMS, _STREAMS_DEFAULT = "mlflow_streams", 32
+#: A parameter of config.pbtxt: whether requests may be answered with one prediction, and why.
+#: `true` where the model is known to answer each row by itself, `asked` where a user says so.
+_JOIN, _KNOWN, _ASKED = "mlflow_join_requests", "true", "asked"
+#: How many batches are asked together and one by one before a user's word is taken for it.
+_TRIALS = 3
+#: How far floating-point answers may differ between the two: kernels depend on the batch's size.
+_CLOSE = 1e-4
 
 
 class TritonPythonModel:
@@ -88,8 +95,10 @@ class TritonPythonModel:
     def _know(self, logged: Any, config: dict[str, Any]) -> None:
         """What the model's MLmodel and its classes say of it."""
         classes = _classes(self._model)
-        # until an answer shows that they are not; a chat that was asked twice might act twice
-        self._rows_are_kept = self._batched and not _is_chat(classes)
+        word = _parameter(config, _JOIN).partition(":")[0]
+        # until an answer shows otherwise; a chat that was asked twice might act twice
+        self._joins = self._batched and word in (_KNOWN, _ASKED) and not _is_chat(classes)
+        self._trials = 0 if word == _KNOWN else _TRIALS
         is_streamable = bool(logged.flavors["python_function"].get("streamable"))
         self._has_stream = is_streamable and _has_stream(classes)
         # a function with type hints takes a list
@@ -100,7 +109,10 @@ class TritonPythonModel:
         self._wanted = Wanted(outputs, logged.signature, batched=self._batched, as_json=as_json)
 
     def execute(self, requests: Sequence[Any]) -> list[Any] | None:
-        """Answer requests: those that differ in nothing but their rows with one prediction.
+        """Answer requests, each with a prediction of its own.
+
+        Where the model answers each row by itself, requests that differ in nothing but their rows
+        are answered with one prediction.
 
         Args:
             requests: what Triton has joined.
@@ -150,9 +162,9 @@ class TritonPythonModel:
             except BaseException as exc:  # noqa: BLE001 - whatever it is, it is this request's
                 responses[place] = _refusal(exc)
                 continue
-            groups.setdefault(member.key if self._batched else place, []).append(member)
+            groups.setdefault(member.key if self._joins else place, []).append(member)
         for members in groups.values():
-            if not self._answer_together(members, responses):
+            if len(members) == 1 or not self._answer_together(members, responses):
                 self._answer_each(members, responses)
         return responses
 
@@ -163,32 +175,71 @@ class TritonPythonModel:
         return Member(place, arrays, _parameters(request))
 
     def _answer_together(self, members: list[Member], responses: list[Any]) -> bool:
-        """Answer several requests with one prediction; False where each needs its own."""
-        if len(members) == 1 or not self._rows_are_kept:
+        """Answer several requests with one prediction; False where each needs its own.
+
+        The answer is split only where each request's own rows can be told. A number of rows that
+        fits is not enough: a model may answer two rows for one and none for another.
+        """
+        if not self._joins:
             return False
+        if self._trials:
+            self._try_together(members, responses)
+            return True
+        outputs = self._rows_of(members)
+        if outputs is None:
+            return False
+        for member, rows in zip(members, _split(outputs, members), strict=True):
+            responses[member.place] = self._wanted.response(rows)
+        return True
+
+    def _try_together(self, members: list[Member], responses: list[Any]) -> None:
+        """Answer each request by itself, and see whether one prediction gives the same rows."""
+        alone = self._answer_each(members, responses)
+        if not self._joins or any(each is None for each in alone):
+            return
+        outputs = self._rows_of(members)
+        self._joins = outputs is not None and all(
+            _is_same(row, other)
+            for rows, others in zip(_split(outputs, members), alone, strict=True)
+            for row, other in zip(rows, others or (), strict=True)
+        )
+        self._trials -= 1
+
+    def _rows_of(self, members: list[Member]) -> list[NDArray[Any]] | None:
+        """The outputs for all rows of several requests; None where rows cannot be told apart."""
         joined = {
             name: np.concatenate([member.arrays[name] for member in members])
             for name in members[0].arrays
         }
+        data = self._given.data(joined)
         try:
-            outputs = self._predict(joined, members[0].parameters)
+            answer = self._model.predict(data, params=self._given.params(members[0].parameters))
+            if not _is_of_these_rows(answer, data):
+                return None
+            outputs: list[NDArray[Any]] = self._wanted.arrays(answer)
         except BaseException:  # noqa: BLE001 - one of them spoils it; which, is found one by one
-            return False
-        ends = np.cumsum([member.rows for member in members])
-        kept = self._rows_are_kept = all(len(output) == ends[-1] for output in outputs)
-        if kept:
-            for member, end in zip(members, ends, strict=True):
-                rows = [output[end - member.rows : end] for output in outputs]
-                responses[member.place] = self._wanted.response(rows)
-        return kept
+            return None
+        total = sum(member.rows for member in members)
+        self._joins = all(len(output) == total for output in outputs)
+        return outputs if self._joins else None
 
-    def _answer_each(self, members: list[Member], responses: list[Any]) -> None:
+    def _answer_each(
+        self, members: list[Member], responses: list[Any]
+    ) -> list[list[NDArray[Any]] | None]:
+        """Answer each request by itself; what was answered, None where that is an error."""
+        answered: list[list[NDArray[Any]] | None] = []
         for member in members:
             try:
                 outputs = self._predict(member.arrays, member.parameters)
                 responses[member.place] = self._wanted.response(outputs)
             except BaseException as exc:  # noqa: BLE001 - sys.exit() must not be the others'
                 responses[member.place] = _refusal(exc)
+                answered.append(None)
+                continue
+            answered.append(outputs)
+            # a model that once answers other rows than it was given may do so at any time
+            self._joins = self._joins and all(len(each) == member.rows for each in outputs)
+        return answered
 
     def _predict(self, arrays: Arrays, parameters: str) -> list[NDArray[Any]]:
         data, params = self._given.data(arrays), self._given.params(parameters)
@@ -401,6 +452,30 @@ class Member:
     def rows(self) -> int:
         """How many it has."""
         return len(next(iter(self.arrays.values()), ()))
+
+
+def _split(outputs: list[NDArray[Any]], members: list[Member]) -> list[list[NDArray[Any]]]:
+    """Each request's rows of the outputs for all of them."""
+    ends = np.cumsum([member.rows for member in members])
+    return [
+        [output[end - member.rows : end] for output in outputs]
+        for member, end in zip(members, ends, strict=True)
+    ]
+
+
+def _is_of_these_rows(answer: Any, data: Any) -> bool:
+    """Whether an answer with an index (pandas') is of the rows that were given."""
+    if not hasattr(answer, "iloc") or not hasattr(data, "iloc"):
+        return True
+    return bool(answer.index.equals(data.index))
+
+
+def _is_same(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if one.dtype.kind == "f":
+        return bool(np.allclose(one, other, rtol=_CLOSE, atol=_CLOSE, equal_nan=True))
+    return bool(np.array_equal(one, other))
 
 
 def _refusal(exc: BaseException) -> Any:

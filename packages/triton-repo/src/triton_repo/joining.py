@@ -1,0 +1,93 @@
+"""Whether Triton joins the requests of several callers, and why.
+
+Joining is for models that answer each row by itself. A generated config.pbtxt turns it on only
+where that is known, and says why in a parameter: `true: …`, `false: …`, or `asked: …` where the option
+`join_requests` asked for it. The Python backend's `model.py` reads the same parameter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from triton_repo.config import ModelConfig
+
+__all__ = ["JOIN_PARAMETER", "Joining", "joining_of"]
+
+#: A parameter of config.pbtxt, see above.
+JOIN_PARAMETER = "mlflow_join_requests"
+_ASKED = "asked"
+_WORDS = {"true": True, "false": False, _ASKED: True}
+#: How a config.pbtxt begins that this project generates.
+_GENERATED = "# Generated from "
+_PYTHON = "python"
+
+
+@dataclass(frozen=True)
+class Joining:
+    """Whether requests of several callers are joined.
+
+    Attributes:
+        is_joined: whether they are.
+        why: the reason, for people; a clause that follows a colon.
+        is_older: whether an older release decided, which did not look at what the model is.
+    """
+
+    is_joined: bool
+    why: str
+    is_older: bool = False
+
+    @property
+    def text(self) -> str:
+        """The value of JOIN_PARAMETER that says so."""
+        return f"{str(self.is_joined).lower()}: {self.why}"
+
+    def described(self) -> dict[str, object]:
+        """The same for `get`, `list` and `plan`."""
+        return {"joined": self.is_joined, "why": self.why}
+
+
+def asked(*, is_joined: bool) -> str:
+    """The value of JOIN_PARAMETER where the option `join_requests` decides."""
+    if is_joined:
+        return f"{_ASKED}: -C join_requests=true asks for it"
+    return "false: -C join_requests=false asks for it"
+
+
+def decision(config: ModelConfig) -> bool:
+    """What JOIN_PARAMETER says; False where the parameter is missing."""
+    return _WORDS.get(config.parameters.get(JOIN_PARAMETER, "").partition(":")[0], False)
+
+
+def joining_of(config: ModelConfig, flavor: str) -> Joining:
+    """Whether the requests to a model are joined under a config.pbtxt.
+
+    Args:
+        config: as it is, or is going to be, in the repository.
+        flavor: of the deployment.
+    """
+    is_ours = config.backend == _PYTHON and flavor == "python_function"
+    word, _, why = config.parameters.get(JOIN_PARAMETER, "").partition(": ")
+    if not config.is_dynamic and _WORDS.get(word, True):
+        return Joining(is_joined=False, why="config.pbtxt has no dynamic_batching")
+    if word in _WORDS:
+        if config.is_dynamic and not _WORDS[word] and not is_ours:
+            return Joining(is_joined=True, why="an option or an edit set dynamic_batching")
+        return Joining(is_joined=_WORDS[word], why=why)
+    return _undecided(config, is_ours=is_ours)
+
+
+def _undecided(config: ModelConfig, *, is_ours: bool) -> Joining:
+    """The same for a config.pbtxt with dynamic_batching that does not say why."""
+    if config.text.startswith(_GENERATED):
+        return Joining(
+            is_joined=True,
+            why="an older release decided, without a look at what the model is; update it with "
+            "--model-uri to decide anew, or with -C join_requests=true or false",
+            is_older=True,
+        )
+    own = "the model's own config.pbtxt has dynamic_batching"
+    if is_ours:
+        own += ", and python_function is asked for each request until -C join_requests=true"
+    return Joining(is_joined=not is_ours, why=own)
