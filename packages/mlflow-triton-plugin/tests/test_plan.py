@@ -330,7 +330,9 @@ def test_the_command_prints_it_for_people_and_for_programs(
     assert lines[0] == f"update {name}: {scale}/2 as version 2, flavor onnx"
     assert any(line.startswith(f"+ {name}/2/model.onnx (") for line in lines)
     assert f"- {name}/1/ is one more than keep_versions keeps" in lines
-    assert lines[-1].endswith("; serve 2")
+    assert lines[-2].endswith("; serve 2")
+    joined = "requests are joined: the first dimension is a batch by its name ('batch')"
+    assert lines[-1] == joined
     assert main(["plan", name, "-m", f"{scale}/2", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["removes"] == []
     assert main(["plan", name, "-m", f"{scale}/2", "-f", "sklearn"]) == 2

@@ -320,8 +320,7 @@ def _download_small(
     artifact = ModelArtifact.open(root)
     refuse_flavor(artifact, flavor)
     # a python_function is one of the model's other flavors: their files tell how it answers
-    is_any = flavor in (None, ANY_MODEL)
-    candidates = artifact.flavors if is_any else (flavor,)
+    candidates = artifact.flavors if flavor is None or flavor == ANY_MODEL else (flavor,)
     converted = {suffix for each in candidates for suffix in _CONVERTED.get(each, ())}
 
     def download(path: str) -> None:

@@ -145,7 +145,8 @@ OVERRIDES: dict[str, _Override] = {
         switch("true", "false"),
         "whether requests of several callers are answered together: true for a model that answers "
         "each row by itself; default true only where that is known (forests, scikit-learn, "
-        "XGBoost, LightGBM, CatBoost, PyTorch, Keras, and ONNX whose first dimension is named as a batch)",
+        "XGBoost, LightGBM, CatBoost, PyTorch, Keras, and ONNX whose first dimension is named as "
+        "a batch)",
     ),
     "max_queue_delay_microseconds": _Override(
         "dynamic_batching.max_queue_delay_microseconds",

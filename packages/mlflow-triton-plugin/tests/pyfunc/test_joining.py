@@ -63,7 +63,7 @@ def test_the_rank_of_a_row_is_that_in_its_own_table(
     """Also where a user asks for joining: the first batches show that rows depend on each other."""
     name, uri = deploy(custom.Ranks(), signature=SIGNATURE)
 
-    def table(number: int) -> pd.DataFrame:
+    def table(number: int) -> Any:
         return pd.DataFrame({"a": [(number * 7 + row * 3) % 11 + 0.5 * row for row in range(6)]})
 
     def ranks(number: int) -> list[float]:
@@ -135,7 +135,7 @@ def test_scikit_learn_is_joined_by_itself(pyfunc_client: TritonDeploymentClient)
     requests = pyfunc_client.get_deployment(name)["requests"]
     assert requests == {"joined": True, "why": "scikit-learn answers each row by itself"}
 
-    def table(number: int) -> pd.DataFrame:
+    def table(number: int) -> Any:
         return pd.DataFrame({"a": [float(number + row) for row in range(1 + number % 3)]})
 
     answered = pyfunc_client.predict(name, table(2))["outputs"]["predictions"]

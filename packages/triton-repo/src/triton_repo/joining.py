@@ -1,8 +1,8 @@
 """Whether Triton joins the requests of several callers, and why.
 
 Joining is for models that answer each row by itself. A generated config.pbtxt turns it on only
-where that is known, and says why in a parameter: `true: …`, `false: …`, or `asked: …` where the option
-`join_requests` asked for it. The Python backend's `model.py` reads the same parameter.
+where that is known. It says why in a parameter: `true: …`, `false: …`, or `asked: …` where the
+option `join_requests` asked for it. The Python backend's `model.py` reads the same parameter.
 """
 
 from __future__ import annotations

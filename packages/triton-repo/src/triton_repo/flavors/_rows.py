@@ -128,17 +128,18 @@ def _of_pickle(path: Path) -> Iterator[tuple[str, str]]:
     memo: dict[int, str | None] = {}
     pushed: list[str | None] = []
     with path.open("rb") as file:
-        for opcode, value, _ in pickletools.genops(file):
+        for opcode, found, _ in pickletools.genops(file):
+            value: Any = found
             name = opcode.name
             if name == "GLOBAL":
-                module, _, attribute = value.partition(" ")
+                module, _, attribute = str(value).partition(" ")
                 yield module, attribute
                 pushed.append(None)
             elif name == "STACK_GLOBAL":
-                module, attribute = pushed[-2:]
-                if module is None or attribute is None:
+                spelled = [each for each in pushed[-2:] if each is not None]
+                if len(spelled) < len(("module", "attribute")):
                     raise ValueError(path.name)
-                yield module, attribute
+                yield spelled[0], spelled[1]
                 pushed.append(None)
             elif name in ("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"):
                 memo[len(memo) if name == "MEMOIZE" else value] = pushed[-1] if pushed else None
