@@ -299,7 +299,10 @@ def _survives(array: NDArray[Any], dtype: type[np.generic]) -> bool:
     if array.dtype.kind not in "biuf":
         return False
     wanted = np.dtype(dtype)
-    if np.can_cast(array.dtype, wanted) or array.dtype.kind == wanted.kind == "f":
+    is_whole = array.dtype.kind != "f" and wanted.kind != "f"
+    if array.dtype.kind in ("b", wanted.kind) and (
+        not is_whole or np.can_cast(array.dtype, wanted)
+    ):
         return True
     with np.errstate(all="ignore"):  # what does not fit is looked for
         converted = array.astype(wanted)

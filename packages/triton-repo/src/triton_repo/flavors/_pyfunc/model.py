@@ -211,9 +211,8 @@ class TritonPythonModel:
             name: np.concatenate([member.arrays[name] for member in members])
             for name in members[0].arrays
         }
-        data = self._given.data(joined)
         try:
-            answer = self._model.predict(data, params=self._given.params(members[0].parameters))
+            data, answer = self._asked(joined, members[0].parameters)
             if not _is_of_these_rows(answer, data):
                 return None
             outputs: list[NDArray[Any]] = self._wanted.arrays(answer)
@@ -242,6 +241,12 @@ class TritonPythonModel:
         return answered
 
     def _predict(self, arrays: Arrays, parameters: str) -> list[NDArray[Any]]:
+        _, answer = self._asked(arrays, parameters)
+        answered: list[NDArray[Any]] = self._wanted.arrays(answer)
+        return answered
+
+    def _asked(self, arrays: Arrays, parameters: str) -> tuple[Any, Any]:
+        """What the model was given, and what it answered."""
         data, params = self._given.data(arrays), self._given.params(parameters)
         answer = self._model.predict(data, params=params)
         if isinstance(answer, Iterator):
@@ -249,8 +254,7 @@ class TritonPythonModel:
                 "the model answers in pieces (a generator), and was asked for one answer; deploy "
                 "it with -C stream=true, and ask predict_stream"
             )
-        answered: list[NDArray[Any]] = self._wanted.arrays(answer)
-        return answered
+        return data, answer
 
 
 class _Streams:

@@ -1,0 +1,320 @@
+"""What `model.py` does with requests that come together: each caller's rows are its own.
+
+The backend's own module is made up, so that it is certain which requests come together.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import random
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow.models import ModelSignature, infer_signature
+from mlflow.types import ColSpec, Schema
+
+import triton_repo.flavors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SHIM = Path(triton_repo.flavors.__file__).with_name("_pyfunc")
+CALLERS, ROUNDS = 10, 1000
+
+
+@dataclass
+class Tensor:
+    called: str
+    array: Any
+
+    def name(self) -> str:
+        return self.called
+
+    def as_numpy(self) -> Any:
+        return self.array
+
+
+@dataclass
+class Request:
+    tensors: list[Tensor]
+    params: str = ""
+
+    def parameters(self) -> str:
+        return self.params
+
+    def inputs(self) -> list[Tensor]:
+        return self.tensors
+
+
+@dataclass
+class Response:
+    output_tensors: list[Tensor]
+    error: str | None = None
+
+    @property
+    def answered(self) -> list[Any]:
+        assert self.error is None, self.error
+        found: list[Any] = self.output_tensors[0].array.reshape(-1).tolist()
+        return found
+
+
+@dataclass
+class Model:
+    """What `load_model` gives: it counts how often it is asked."""
+
+    answer: Callable[[Any], Any]
+    given: list[int] = field(default_factory=list)
+
+    def predict(self, data: Any, params: Any = None) -> Any:  # noqa: ARG002 - MLflow's
+        self.given.append(len(data))
+        return self.answer(data)
+
+
+NUMBERS = ModelSignature(Schema([ColSpec("double", "a")]), Schema([ColSpec("double", "y")]))
+#: The same as arrays, which are made faster than frames.
+TENSORS = infer_signature({"a": np.zeros((1, 1))}, {"y": np.zeros(1)})
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Make the Python backend's model of an answer: `served(function, word)`."""
+    backend: Any = ModuleType("triton_python_backend_utils")
+    backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
+    backend.TritonError = str
+    backend.InferenceResponse = Response
+    backend.Tensor = Tensor
+    types = {"TYPE_FP64": np.float64, "TYPE_INT32": np.int32, "TYPE_STRING": np.object_}
+    backend.triton_string_to_numpy = types.__getitem__
+    backend.get_input_tensor_by_name = lambda request, name: next(
+        (each for each in request.inputs() if each.name() == name), None
+    )
+    monkeypatch.setitem(sys.modules, backend.__name__, backend)
+    modules = {}
+    for name in ("mlflow_triton_values", "model"):
+        spec = importlib.util.spec_from_file_location(name, SHIM / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        modules[name] = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, modules[name])
+        spec.loader.exec_module(modules[name])
+
+    def make(
+        answer: Callable[[Any], Any],
+        word: str,
+        signature: ModelSignature = NUMBERS,
+        output: str = "TYPE_FP64",
+        as_json: tuple[str, ...] = (),
+    ) -> Any:
+        values = modules["mlflow_triton_values"]
+        made: Any = modules["model"].TritonPythonModel()
+        made._model, made._streams, made._batched = Model(answer), None, True
+        made._inputs = signature.inputs.input_names()
+        made._given = values.Given(made._inputs, signature, from_hints=False)
+        name = as_json[0] if as_json else "y"
+        outputs = [{"name": name, "data_type": output, "dims": ["1"]}]
+        made._wanted = values.Wanted(outputs, signature, batched=True, as_json=as_json)
+        made._joins, made._trials = word in ("true", "asked"), 0 if word == "true" else 3
+        return made
+
+    return make
+
+
+def request(*values: float) -> Request:
+    return Request([Tensor("a", np.array(values, dtype=np.float64).reshape(-1, 1))])
+
+
+def exploded(given: Any) -> list[float]:
+    """`n` items for a row with n, so that 2 and 0 items are as many as two rows."""
+    rows = np.asarray(given["a"]).reshape(-1)
+    return [float(each) for each in rows for _ in range(int(each))]
+
+
+def ranked(given: Any) -> Any:
+    rows = given["a"].reshape(-1)
+    return np.array([(rows < each).sum() + ((rows == each).sum() + 1) / 2 for each in rows])
+
+
+def kept(frame: pd.DataFrame) -> Any:
+    """Rows of its own choice, each with the label that it had."""
+    return frame[frame["a"] >= 0].rename(columns={"a": "y"}).astype("float64")
+
+
+@pytest.mark.parametrize("word", ["false", "asked"])
+@pytest.mark.parametrize("answer", [exploded, ranked])
+def test_nobody_gets_a_row_of_somebody_else(
+    served: Callable[..., Any], answer: Callable[[Any], Any], word: str
+) -> None:
+    """Ten callers at once, a thousand rounds; also where a user wrongly asks for joining."""
+    model, chance = served(answer, word, TENSORS), random.Random(17)  # noqa: S311 - no secret
+    foreign = 0
+    for _ in range(ROUNDS):
+        tables = [[float(chance.randrange(3)) for _ in range(2)] for _ in range(CALLERS)]
+        responses = model.execute([request(*table) for table in tables])
+        for table, response in zip(tables, responses, strict=True):
+            own = np.asarray(answer({"a": np.array(table)})).reshape(-1).tolist()
+            foreign += response.answered != own
+    assert foreign == 0
+
+
+def test_rows_are_answered_together_where_that_is_known(served: Callable[..., Any]) -> None:
+    model = served(lambda frame: (frame["a"] * 2).to_numpy(), "true")
+    responses = model.execute([request(1, 2), request(3), request(4, 5, 6)])
+    assert [each.answered for each in responses] == [[2, 4], [6], [8, 10, 12]]
+    assert model._model.given == [6]
+
+
+def test_a_users_word_is_tried_before_it_is_taken(served: Callable[..., Any]) -> None:
+    model = served(lambda frame: (frame["a"] * 2).to_numpy(), "asked")
+    for _ in range(5):
+        responses = model.execute([request(1, 2), request(3)])
+        assert [each.answered for each in responses] == [[2, 4], [6]]
+    assert model._model.given == [2, 1, 3] * 3 + [3] * 2
+
+
+def test_one_answer_with_other_rows_ends_joining(served: Callable[..., Any]) -> None:
+    """It was asked alone, so that this says what it may do to others."""
+    model = served(exploded, "true")
+    assert model.execute([request(1, 1), request(1)])[1].answered == [1]
+    assert model.execute([request(2)])[0].answered == [2, 2]
+    assert [each.answered for each in model.execute([request(2), request(0)])] == [[2, 2], []]
+
+
+def test_rows_with_labels_of_their_own_are_not_split_by_their_number(
+    served: Callable[..., Any],
+) -> None:
+    """An answer that says which rows it is of is believed."""
+
+    def other_order(frame: pd.DataFrame) -> Any:
+        return kept(frame).sort_values("y", ascending=False)
+
+    model = served(other_order, "true")
+    responses = model.execute([request(1), request(2)])
+    assert [each.answered for each in responses] == [[1], [2]]
+
+
+def test_one_that_raises_is_found_one_by_one(served: Callable[..., Any]) -> None:
+    def picky(frame: pd.DataFrame) -> Any:
+        if (frame["a"] < 0).any():
+            raise ValueError("negative")
+        return frame["a"].to_numpy()
+
+    model = served(picky, "true")
+    one, two, three = model.execute([request(1), request(-1), request(3)])
+    assert (one.answered, three.answered) == ([1], [3])
+    assert two.error == "ValueError: negative"
+    assert len(model._model.given) == 4
+    assert model.execute([request(1), request(3)])[0].answered == [1]
+    assert len(model._model.given) == 5  # and it is joined again
+
+
+# -- no value becomes text by str() ---------------------------------------------------------------
+
+TEXTS = infer_signature(pd.DataFrame({"a": [1.0]}), pd.DataFrame({"y": ["x"]}))
+BYTES = ModelSignature(Schema([ColSpec("double", "a")]), Schema([ColSpec("binary", "y")]))
+UNKNOWN = ModelSignature(Schema([ColSpec("double", "a")]))
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ([{"a": 0}, {"a": 1}], "holds dict, and its signature has string"),
+        ({"labels": ["p", "q"]}, "holds dict, and its signature has string"),
+        ([["x"], ["y", "z"]], "is ragged"),
+        ([b"\x01\xff", b""], "holds bytes, and its signature has string"),
+        ([1, 2], "holds int, and its signature has string"),
+        ([True, False], "holds bool, and its signature has string"),
+        (np.array([1.5, 2.5]), "holds float, and its signature has string"),
+        (["x", None], "has a missing value"),
+        (["x", float("nan")], "has a missing value"),
+        (pd.Series(["x", pd.NA], dtype="string"), "has a missing value"),
+        ([Path("x"), Path("y")], "holds PosixPath, and its signature has string"),
+        ([{"a"}, {"b"}], "holds set, and its signature has string"),
+        (pd.to_datetime(["2024-01-02", "2024-01-03"]), "and its signature has string"),
+    ],
+)
+def test_only_text_is_text(served: Callable[..., Any], answer: Any, words: str) -> None:
+    model = served(lambda _: answer, "false", TEXTS, "TYPE_STRING")
+    (response,) = model.execute([request(1, 2)])
+    assert words in response.error
+    assert "y of the model's answer" in response.error
+
+
+@pytest.mark.parametrize(
+    ("answer", "wanted"),
+    [
+        (["x", "y\0"], [b"x", b"y\0"]),
+        (np.array(["x", "é"]), [b"x", "é".encode()]),
+        (pd.Series(["x", "y"], dtype="category"), [b"x", b"y"]),
+        (pd.DataFrame({"y": ["x", ""]}), [b"x", b""]),
+    ],
+)
+def test_text_is_utf8_to_its_last_nul(served: Callable[..., Any], answer: Any, wanted: Any) -> None:
+    model = served(lambda _: answer, "false", TEXTS, "TYPE_STRING")
+    assert model.execute([request(1, 2)])[0].answered == wanted
+
+
+def test_bytes_keep_their_nuls_and_text_is_not_taken_for_bytes(served: Callable[..., Any]) -> None:
+    model = served(lambda _: [b"a\0", b"\xff"], "false", BYTES, "TYPE_STRING")
+    assert model.execute([request(1, 2)])[0].answered == [b"a\0", b"\xff"]
+    model = served(lambda _: ["a", "b"], "false", BYTES, "TYPE_STRING")
+    assert "holds str, and its signature has binary" in model.execute([request(1, 2)])[0].error
+
+
+def answers_in_json(served: Callable[..., Any], answer: Any) -> Response:
+    model = served(lambda _: answer, "false", UNKNOWN, "TYPE_STRING", ("predictions",))
+    (response,) = model.execute([request(1, 2)])
+    found: Response = response
+    return found
+
+
+@pytest.mark.parametrize(
+    ("answer", "wanted"),
+    [
+        ([b"\x01\xff", b""], ["Af8=", ""]),
+        ([["x"], ["y", "z"]], [["x"], ["y", "z"]]),
+        ([{"a": b"\x01\xff"}, {"a": None}], [{"a": "Af8="}, {"a": None}]),
+        (pd.DataFrame({"l": [["x"], ["y", "z"]]}), [{"l": ["x"]}, {"l": ["y", "z"]}]),
+        ({"labels": ["p", "q"]}, [{"labels": ["p", "q"]}]),
+        ([pd.Timestamp("2024-01-02"), np.datetime64("NaT")], ["2024-01-02T00:00:00", None]),
+        ([np.float32(0.5), np.int8(1)], [0.5, 1]),
+    ],
+)
+def test_json_has_what_the_model_said(
+    served: Callable[..., Any], answer: Any, wanted: list[Any]
+) -> None:
+    assert [json.loads(text) for text in answers_in_json(served, answer).answered] == wanted
+
+
+@pytest.mark.parametrize("value", [Path("x"), {1, 2}, 1j, object()])
+def test_json_has_no_repr(served: Callable[..., Any], value: object) -> None:
+    error = answers_in_json(served, [value]).error
+    assert error is not None
+    assert "predictions of the model's answer has no form in JSON" in error
+    assert type(value).__name__ in error
+
+
+# -- numbers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [np.array([2**40]), np.array([2**63], np.uint64), np.array([1.5]), np.array([-1.5e10])],
+)
+def test_integers_never_wrap_around(served: Callable[..., Any], answer: Any) -> None:
+    signature = ModelSignature(Schema([ColSpec("double", "a")]), Schema([ColSpec("integer", "y")]))
+    model = served(lambda _: answer, "false", signature, "TYPE_INT32")
+    assert "and its signature has int32" in model.execute([request(1)])[0].error
+    model = served(lambda _: np.array([-7], np.int64), "false", signature, "TYPE_INT32")
+    assert model.execute([request(1)])[0].answered == [-7]
+
+
+def test_an_integer_that_the_float_does_not_have_is_refused(served: Callable[..., Any]) -> None:
+    model = served(lambda _: np.array([2**53 + 1]), "false")
+    assert "is int64, and its signature has float64" in model.execute([request(1)])[0].error
