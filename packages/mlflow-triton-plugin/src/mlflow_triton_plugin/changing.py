@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from mlflow_triton_plugin.describe import ready_versions
 from mlflow_triton_plugin.errors import ModelLoadError, ServerUnavailableError, TritonServerError
+from mlflow_triton_plugin.liveness import dead_versions
 from mlflow_triton_plugin.progress import copying
 from triton_repo.errors import LockedError, StoreError, StoreUnavailableError, TritonRepoError
 from triton_repo.placement import PlaceState
@@ -164,14 +165,24 @@ class Changer:
         Raises:
             TritonRepoError, TritonServerError: the same call goes on where this one stopped.
         """
+        dead = self._dead(place)
         try:
             place.begin_delete(holder(), members)
         except StoreUnavailableError as exc:  # a full disk: deleting is what makes room
             _logger.warning("%s; deleting without a note of it", exc)
         self.servers.settle(place.name, timeout_s=timeout_s)
-        self.servers.unload(place.name, timeout_s=timeout_s)
+        self.servers.unload(place.name, timeout_s=timeout_s, dead=dead)
         remove_members()
         place.remove()
+
+    def _dead(self, place: ModelPlace) -> list[ModelState]:
+        """Versions whose processes died; none where no record says that they can be asked."""
+        try:
+            record = place.record()
+        except TritonRepoError:
+            return []
+        states = self.servers.states(place.name)
+        return dead_versions(self.servers, [(place.name, record)], states)
 
     def recover(self, place: ModelPlace, timeout_s: float, *, keep_sent: bool = False) -> str:
         """Finish or undo an interrupted change that is no delete, on disk and on the servers.
