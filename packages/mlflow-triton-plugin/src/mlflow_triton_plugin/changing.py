@@ -85,8 +85,10 @@ class Changer:
         staged, states = None, []
         may_end = loads and change.may_end_what_serves
         was_served = may_end and self.servers.serve(place.name)
+        dead = self._dead(place) if loads else []
         try:
             staged = self._stage(place, change, options, operation)
+            self._replace_dead(place, change, dead, options)
             bring()
             self._try_apart(place, staged, options, example)
             place.install(staged)
@@ -137,6 +139,28 @@ class Changer:
                 apart=apart,
                 on_copied=on_copied,
             )
+
+    def _replace_dead(
+        self,
+        place: ModelPlace,
+        change: Change,
+        dead: Iterable[ModelState],
+        options: Options,
+    ) -> None:
+        """Start the processes again that died, of versions that the change takes out of service.
+
+        Triton never ends the unload of a version that has failed a request in this way. With a new
+        process, it does; it loads what is there again since staging has written beside it.
+        """
+        if all(int(state.version) in change.serving for state in dead):
+            return  # loaded again by the change itself
+        _logger.warning("a process of %s died; starting it again before the change", place.uri)
+        try:
+            self.servers.load(
+                place.name, config=None, versions=(), timeout_s=options.load_timeout_s
+            )
+        except ModelLoadError as exc:  # the change itself may mend it
+            _logger.warning("%s", exc)
 
     def _load(self, place: ModelPlace, change: Change, options: Options) -> list[ModelState]:
         return self.servers.load(

@@ -21,7 +21,15 @@ from mlflow_triton_plugin.server._deadline import Deadline
 from mlflow_triton_plugin.server._liveness import has_died
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import (
+        Callable,
+        Collection,
+        Generator,
+        Iterable,
+        Iterator,
+        Mapping,
+        Sequence,
+    )
 
     from numpy.typing import NDArray
 
@@ -150,6 +158,7 @@ class TritonServer(Protocol):
         tensors: Mapping[str, NDArray[Any]],
         schema: ModelSchema,
         params: str = "",
+        *,
         timeout_s: float | None = None,
     ) -> InferResult:
         """Send one request.
@@ -341,9 +350,7 @@ class TritonServers:
         """
         self._each(lambda server: server.unload(apart, timeout_s))
 
-    def unload(
-        self, model: str, *, timeout_s: float, dead: Collection[ModelState] = ()
-    ) -> None:
+    def unload(self, model: str, *, timeout_s: float, dead: Collection[ModelState] = ()) -> None:
         """Unload a model everywhere and wait until no version of it is left.
 
         Args:

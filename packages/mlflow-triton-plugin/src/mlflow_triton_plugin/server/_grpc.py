@@ -162,6 +162,7 @@ class GrpcServer:
         tensors: Mapping[str, NDArray[Any]],
         schema: ModelSchema,
         params: str = "",
+        *,
         timeout_s: float | None = None,
     ) -> InferResult:
         request = _request(model, version, tensors, schema, params)
@@ -190,9 +191,7 @@ class GrpcServer:
             request.parameters[STREAM_ID].string_param = uuid.uuid4().hex
         return self._responses(request)
 
-    def _responses(
-        self, request: Any, timeout_s: float | None = None
-    ) -> Generator[InferResult]:
+    def _responses(self, request: Any, timeout_s: float | None = None) -> Generator[InferResult]:
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         about = ("infer", named(request.model_name, request.model_version))
         metadata = [(header.name, header.value) for header in self._access.headers()]

@@ -159,6 +159,7 @@ class HttpServer:
         tensors: Mapping[str, NDArray[Any]],
         schema: ModelSchema,
         params: str = "",
+        *,
         timeout_s: float | None = None,
     ) -> InferResult:
         if schema.decoupled:

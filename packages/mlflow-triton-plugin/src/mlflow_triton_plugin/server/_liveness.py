@@ -1,7 +1,8 @@
 """Whether the process of a `python_function` lives, which Triton itself does not say.
 
-Triton 2.51 shows a model as READY, in the index and to ModelReady, when the Python backend's process
-of it has died. Only a request tells: after a second without a sign of life the backend refuses it.
+Triton 2.51 shows a model as READY, in the index and to ModelReady, when the process in which the
+Python backend runs it has died. Only a request tells: the backend refuses it after a second without
+a sign of life.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def has_died(server: TritonServer, model: str, version: str) -> bool:
     """
     try:
         schema = server.schema(model, version)
-        server.infer(model, version, _row(schema), schema, PING, _TIMEOUT_S)
+        server.infer(model, version, _row(schema), schema, PING, timeout_s=_TIMEOUT_S)
     except ModelProcessDiedError:
         return True
     except TritonServerError:
