@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from mlflow_triton_plugin.describe import ready_versions
 from mlflow_triton_plugin.errors import ModelLoadError, ServerUnavailableError, TritonServerError
+from mlflow_triton_plugin.liveness import dead_versions
 from mlflow_triton_plugin.progress import copying
 from triton_repo.errors import LockedError, StoreError, StoreUnavailableError, TritonRepoError
 from triton_repo.placement import PlaceState
@@ -84,8 +85,10 @@ class Changer:
         staged, states = None, []
         may_end = loads and change.may_end_what_serves
         was_served = may_end and self.servers.serve(place.name)
+        dead = self._dead(place) if loads else []
         try:
             staged = self._stage(place, change, options, operation)
+            self._replace_dead(place, change, dead, options)
             bring()
             self._try_apart(place, staged, options, example)
             place.install(staged)
@@ -137,6 +140,28 @@ class Changer:
                 on_copied=on_copied,
             )
 
+    def _replace_dead(
+        self,
+        place: ModelPlace,
+        change: Change,
+        dead: Iterable[ModelState],
+        options: Options,
+    ) -> None:
+        """Start the processes again that died, of versions that the change takes out of service.
+
+        Triton never ends the unload of a version that has failed a request in this way. With a new
+        process, it does; it loads what is there again since staging has written beside it.
+        """
+        if all(int(state.version) in change.serving for state in dead):
+            return  # loaded again by the change itself
+        _logger.warning("a process of %s died; starting it again before the change", place.uri)
+        try:
+            self.servers.load(
+                place.name, config=None, versions=(), timeout_s=options.load_timeout_s
+            )
+        except ModelLoadError as exc:  # the change itself may mend it
+            _logger.warning("%s", exc)
+
     def _load(self, place: ModelPlace, change: Change, options: Options) -> list[ModelState]:
         return self.servers.load(
             place.name,
@@ -164,14 +189,24 @@ class Changer:
         Raises:
             TritonRepoError, TritonServerError: the same call goes on where this one stopped.
         """
+        dead = self._dead(place)
         try:
             place.begin_delete(holder(), members)
         except StoreUnavailableError as exc:  # a full disk: deleting is what makes room
             _logger.warning("%s; deleting without a note of it", exc)
         self.servers.settle(place.name, timeout_s=timeout_s)
-        self.servers.unload(place.name, timeout_s=timeout_s)
+        self.servers.unload(place.name, timeout_s=timeout_s, dead=dead)
         remove_members()
         place.remove()
+
+    def _dead(self, place: ModelPlace) -> list[ModelState]:
+        """Versions whose processes died; none where no record says that they can be asked."""
+        try:
+            record = place.record()
+        except TritonRepoError:
+            return []
+        states = self.servers.states(place.name)
+        return dead_versions(self.servers, [(place.name, record)], states)
 
     def recover(self, place: ModelPlace, timeout_s: float, *, keep_sent: bool = False) -> str:
         """Finish or undo an interrupted change that is no delete, on disk and on the servers.

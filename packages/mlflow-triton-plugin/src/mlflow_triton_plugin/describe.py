@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mlflow_triton_plugin.liveness import dead_versions, with_dead
 from triton_repo.config import ModelConfig
 from triton_repo.errors import (
     ConfigError,
@@ -51,6 +52,8 @@ def list_deployments(store: Store, servers: TritonServers) -> list[dict[str, Any
             continue
         if ours:
             looks.append(_Look.at(view))
+    records = [(look.view.name, look.record) for look in looks]
+    states = with_dead(states, dead_versions(servers, records, states))
     needed = {name for look in looks for name in look.needed}
     return [
         look.described(states, len(servers))
@@ -77,7 +80,10 @@ def get_deployment(store: Store, servers: TritonServers, name: str) -> dict[str,
         raise DeploymentNotFoundError(
             f"no deployment {name} in {store.uri}; list shows those that are there", name=name
         )
-    return describe(place, servers.states(), len(servers))
+    look = _Look.at(place)
+    states = servers.states()
+    states = with_dead(states, dead_versions(servers, [(place.name, look.record)], states))
+    return look.described(states, len(servers))
 
 
 def ready_versions(states: Iterable[ModelState]) -> tuple[int, ...]:

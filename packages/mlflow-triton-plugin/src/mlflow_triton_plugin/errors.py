@@ -10,6 +10,7 @@ TritonServerError                                .endpoint .status .model
 ├ ModelNotReadyError (TimeoutError)              .state .waited_s
 ├ ModelUnknownError
 └ RequestRefusedError                            .reason: Triton's own words
+  └ ModelProcessDiedError
 SettingsError (ValueError)                       .setting
 DownloadError
 ```
@@ -24,6 +25,7 @@ __all__ = [
     "GoldenCheckError",
     "ModelLoadError",
     "ModelNotReadyError",
+    "ModelProcessDiedError",
     "ModelUnknownError",
     "RequestRefusedError",
     "ServerAccessError",
@@ -104,6 +106,10 @@ class RequestRefusedError(TritonServerError):
     ) -> None:
         super().__init__(message, endpoint=endpoint, status=status, model=model)
         self.reason = reason
+
+
+class ModelProcessDiedError(RequestRefusedError):
+    """The process in which the Python backend runs the model has died; Triton calls it READY."""
 
 
 class ModelNotReadyError(TritonServerError, TimeoutError):

@@ -321,3 +321,17 @@ _WAYS: dict[str, BaseException] = {
     "Wordless": Wordless(),
     "UnicodeError": UnicodeError("lone \ud800"),
 }
+
+
+class Dying(PythonModel):
+    """Ends its process when a value is negative."""
+
+    def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        import os  # noqa: PLC0415 - goes by value
+
+        if (model_input["x"] < 0).any():
+            os._exit(1)
+        return model_input["x"]
+
+    def predict_stream(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        yield self.predict(context, model_input)

@@ -18,9 +18,18 @@ from mlflow_triton_plugin.errors import (
 )
 from mlflow_triton_plugin.security import OPEN, Access
 from mlflow_triton_plugin.server._deadline import Deadline
+from mlflow_triton_plugin.server._liveness import has_died
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import (
+        Callable,
+        Collection,
+        Generator,
+        Iterable,
+        Iterator,
+        Mapping,
+        Sequence,
+    )
 
     from numpy.typing import NDArray
 
@@ -42,6 +51,8 @@ _T = TypeVar("_T")
 _POLL_S = 0.02
 #: How long other commands may go on removing files under a server that lists them.
 _RACE_S = 5.0
+#: A dead process takes a second to be noticed, and many may have died together.
+_PINGS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -147,6 +158,8 @@ class TritonServer(Protocol):
         tensors: Mapping[str, NDArray[Any]],
         schema: ModelSchema,
         params: str = "",
+        *,
+        timeout_s: float | None = None,
     ) -> InferResult:
         """Send one request.
 
@@ -156,6 +169,7 @@ class TritonServer(Protocol):
             tensors: by input name.
             schema: what the model takes.
             params: for a `python_function`, see `predict.params_text`.
+            timeout_s: deadline; None for that of all requests.
 
         Raises:
             ModelUnknownError: the model is not loaded.
@@ -336,8 +350,14 @@ class TritonServers:
         """
         self._each(lambda server: server.unload(apart, timeout_s))
 
-    def unload(self, model: str, *, timeout_s: float) -> None:
+    def unload(self, model: str, *, timeout_s: float, dead: Collection[ModelState] = ()) -> None:
         """Unload a model everywhere and wait until no version of it is left.
+
+        Args:
+            model: its name.
+            timeout_s: deadline for each server.
+            dead: versions whose process died, see `dead`. Triton 2.51 goes on UNLOADING them for
+                ever once they have failed a request, so that nothing is waited for.
 
         Raises:
             ModelNotReadyError: one server has not finished by the deadline.
@@ -345,7 +365,8 @@ class TritonServers:
 
         def unload(server: TritonServer) -> None:
             server.unload(model)
-            _wait_while(server, model, ("READY", "UNLOADING", "LOADING"), timeout_s)
+            busy = ("READY", "UNLOADING", "LOADING")
+            _wait_while(server, model, busy, timeout_s, {each.version for each in dead})
 
         self._each(unload)
 
@@ -377,6 +398,19 @@ class TritonServers:
                 if state.version and model in (None, state.name):
                     found.setdefault(state.name, []).append(state)
         return found
+
+    def dead(self, asked: Collection[ModelState]) -> list[ModelState]:
+        """Those whose process died, though Triton calls them READY; one a server that says so.
+
+        Args:
+            asked: versions whose models answer `server._liveness.ping`.
+        """
+        wanted = [(server, state) for server in self._servers for state in set(asked)]
+        if not wanted:
+            return []
+        with ThreadPoolExecutor(min(len(wanted), _PINGS_AT_ONCE)) as pool:
+            died = pool.map(lambda each: has_died(each[0], each[1].name, each[1].version), wanted)
+            return [state for (_, state), dead in zip(wanted, died, strict=True) if dead]
 
     def serve(self, model: str) -> bool:
         """Whether one of them has a version of the model READY."""
@@ -438,18 +472,29 @@ def _check_ready(server: TritonServer, model: str, versions: Sequence[int]) -> l
 
 
 def _wait_while(
-    server: TritonServer, model: str, states: tuple[str, ...], timeout_s: float
+    server: TritonServer,
+    model: str,
+    states: tuple[str, ...],
+    timeout_s: float,
+    dead: Collection[str] = (),
 ) -> None:
-    """Wait until no version of the model is in one of these states."""
+    """Wait until no version of the model is in one of these states; the dead may stay UNLOADING."""
     deadline = Deadline(timeout_s)
     while True:
-        busy = [each for each in _index(server) if each.name == model and each.state in states]
+        busy = [
+            each
+            for each in _index(server)
+            if each.name == model
+            and each.state in states
+            and not (each.state == "UNLOADING" and each.version in dead)
+        ]
         if not busy:
             return
         if deadline.passed:
             raise ModelNotReadyError(
                 f"{server.endpoint} is still busy with {model} after {timeout_s:g} s: version "
-                f"{busy[0].version} is {busy[0].state}; run the command again to go on waiting",
+                f"{busy[0].version} is {busy[0].state}; run the command again to go on waiting, or "
+                "restart Triton first if the model's process died",
                 endpoint=server.endpoint,
                 model=model,
                 state=busy[0].state,

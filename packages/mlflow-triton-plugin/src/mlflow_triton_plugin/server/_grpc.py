@@ -162,15 +162,19 @@ class GrpcServer:
         tensors: Mapping[str, NDArray[Any]],
         schema: ModelSchema,
         params: str = "",
+        *,
+        timeout_s: float | None = None,
     ) -> InferResult:
         request = _request(model, version, tensors, schema, params)
         if schema.decoupled:
             request.parameters[STREAM].bool_param = False
-            return self._only(list(self._responses(request)), named(model, version))
+            results = list(self._responses(request, timeout_s))
+            return self._only(results, named(model, version))
         try:
-            response = self._send(self._triton.ModelInfer, request)
+            response = self._send(self._triton.ModelInfer, request, timeout_s)
         except grpc.RpcError as exc:
-            self._raise(exc, "infer", named(model, version), self._timeout_s)
+            timeout_s = self._timeout_s if timeout_s is None else timeout_s
+            self._raise(exc, "infer", named(model, version), timeout_s)
         with as_triton_answers(self._access, self._endpoint, "infer", named(model, version)):
             return InferResult(response.model_version, _outputs(response))
 
@@ -187,14 +191,15 @@ class GrpcServer:
             request.parameters[STREAM_ID].string_param = uuid.uuid4().hex
         return self._responses(request)
 
-    def _responses(self, request: Any) -> Generator[InferResult]:
+    def _responses(self, request: Any, timeout_s: float | None = None) -> Generator[InferResult]:
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
         about = ("infer", named(request.model_name, request.model_version))
         metadata = [(header.name, header.value) for header in self._access.headers()]
         cancels = self._cancels
         call = self._triton.ModelStreamInfer(iter([request]), metadata=metadata)
         answers = Answers(call, partial(self._has_ended, request))
         try:
-            while (said := self._next(answers, *about)) is not None:
+            while (said := self._next(answers, *about, timeout_s)) is not None:
                 if said.error_message:
                     self._refuse(said.error_message, *about)
                 with as_triton_answers(self._access, self._endpoint, *about):
@@ -218,13 +223,13 @@ class GrpcServer:
             return False
         return not any(each.error_message for each in said)
 
-    def _next(self, answers: Answers, what: str, model: str) -> Any:
+    def _next(self, answers: Answers, what: str, model: str, timeout_s: float) -> Any:
         try:
-            return answers.next(self._timeout_s)
+            return answers.next(timeout_s)
         except TimeoutError:
             self._refuse("", what, model, status="DEADLINE_EXCEEDED")
         except grpc.RpcError as exc:
-            self._raise(exc, what, model, self._timeout_s)
+            self._raise(exc, what, model, timeout_s)
 
     @cached_property
     def _cancels(self) -> bool:

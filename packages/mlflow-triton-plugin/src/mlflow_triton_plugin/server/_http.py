@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from gzip import BadGzipFile
 from http.client import HTTPException
@@ -159,6 +159,8 @@ class HttpServer:
         tensors: Mapping[str, NDArray[Any]],
         schema: ModelSchema,
         params: str = "",
+        *,
+        timeout_s: float | None = None,
     ) -> InferResult:
         if schema.decoupled:
             self._refuse_stream(model)
@@ -169,8 +171,11 @@ class HttpServer:
             tensor = triton_http.InferInput(name, array.shape, datatype)
             tensor.set_data_from_numpy(as_sent(array, datatype), binary_data=True)
             inputs.append(tensor)
-        with self._translated("infer", named(model, version)):
-            result = self._client.infer(
+        client = self._client if timeout_s is None else self._connect(timeout_s)
+        with ExitStack() as stack, self._translated("infer", named(model, version), timeout_s):
+            if timeout_s is not None:
+                stack.callback(client.close)
+            result = client.infer(
                 model,
                 inputs,
                 model_version=version,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 from mlflow_triton_plugin.errors import (
     BackendMissingError,
     ModelLoadError,
+    ModelProcessDiedError,
     ModelUnknownError,
     RequestRefusedError,
     ServerAccessError,
@@ -50,7 +51,14 @@ _UNKNOWN = re.compile(
     r"unknown model|is not found|not ready|not at ready state|has no available versions"
 )
 
-
+#: The whole reason: python_be.cc and stub_launcher.cc of the Python backend, when the process of an
+#: instance has not shown for a second that it lives. Words of a model's own have its exception's
+#: name before them.
+_PROCESS_DIED = re.compile(
+    r"(?:in ensemble '[^']*', )?"
+    r"(?:Failed to process the request\(s\) for model instance '[^']*', message: )?"
+    r"(?:Stub process (?:'[^']*' )?is not healthy|Failed to obtain the health mutex)\.?"
+)
 _NO_BACKEND = re.compile(r"unable to find (?:backend library for )?backend '([^']*)'")
 
 
@@ -127,6 +135,17 @@ def raise_translated(
             endpoint=endpoint,
             status=status,
             model=model,
+        ) from cause
+    if what == "infer" and _PROCESS_DIED.fullmatch(words):
+        name = model.partition("/")[0]
+        raise ModelProcessDiedError(
+            f"{model} cannot answer at {endpoint}: its process died ({reason}); "
+            f"`mlflow deployments update -t triton --name {name}` starts it again, and Triton's "
+            "log may say why it died",
+            endpoint=endpoint,
+            status=status,
+            model=model,
+            reason=reason,
         ) from cause
     if what == "infer":
         raise RequestRefusedError(

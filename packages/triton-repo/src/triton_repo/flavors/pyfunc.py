@@ -40,6 +40,8 @@ __all__ = [
     "JSON_LISTS",
     "JSON_OUTPUTS",
     "PARAMS",
+    "PING",
+    "SHIM_FILES",
     "STREAM",
     "STREAMS",
     "STREAM_END",
@@ -56,6 +58,10 @@ MODEL_FOLDER = "mlflow"
 #: everywhere, fractions.
 PARAMS, JSON_INPUTS, JSON_OUTPUTS = "mlflow_params", "mlflow_json_inputs", "mlflow_json_outputs"
 JSON_LISTS = "mlflow_json_lists"
+#: A value of a request's PARAMS that asks whether the model's process lives: `model.py` answers
+#: without outputs, and does not ask the model. It is no JSON: a `model.py` of an earlier release
+#: refuses it, before it asks the model, too.
+PING = "mlflow-triton-ping"
 #: A request's own parameter, where the model answers in pieces: False asks for what `predict`
 #: answers, in one; without it, it is `predict_stream` that is asked.
 STREAM = "mlflow_stream"
@@ -78,6 +84,8 @@ _CHATS = ("choices", "messages")
 _SHIM = tuple(
     Path(__file__).with_name("_pyfunc") / name for name in ("model.py", "mlflow_triton_values.py")
 )
+#: What every version of this flavor has beside its model.
+SHIM_FILES = tuple(file.name for file in _SHIM)
 #: What to log instead of what Triton has no type for.
 _REPLACEMENTS = {
     "datetime64": 'ColSpec("datetime", {name!r})',

@@ -51,6 +51,9 @@ _JSON_OUTPUTS = "mlflow_json_outputs"
 _STREAM = "mlflow_stream"
 #: The name of a request for pieces, and the parameter of another one that ends it.
 _ID, _END = "mlflow_stream_id", "mlflow_stream_end"
+#: The parameter of a request with the values of MLflow's `params`, and the value that only asks
+#: whether this process lives.
+_PARAMS, _PING = "mlflow_params", "mlflow-triton-ping"
 #: How many requests of an instance are answered in pieces at the same time: a parameter of
 #: config.pbtxt. Others wait for their turn.
 _STREAMS, _STREAMS_DEFAULT = "mlflow_streams", 32
@@ -169,10 +172,17 @@ class TritonPythonModel:
         return responses
 
     def member(self, place: int, request: Any) -> Member:
-        """What a request says, from Triton's own memory."""
+        """What a request says, from Triton's own memory.
+
+        Raises:
+            _PingError: it asks only whether this process lives.
+        """
+        parameters = _parameters(request)
+        if _PING in parameters and json.loads(parameters).get(_PARAMS) == _PING:
+            raise _PingError
         found = ((name, pb_utils.get_input_tensor_by_name(request, name)) for name in self._inputs)
         arrays = {name: tensor.as_numpy() for name, tensor in found if tensor is not None}
-        return Member(place, arrays, _parameters(request))
+        return Member(place, arrays, parameters)
 
     def _answer_together(self, members: list[Member], responses: list[Any]) -> bool:
         """Answer several requests with one prediction; False where each needs its own.
@@ -482,7 +492,14 @@ def _is_same(one: NDArray[Any], other: NDArray[Any]) -> bool:
     return bool(np.array_equal(one, other))
 
 
+class _PingError(Exception):
+    """What a request asks that is not for the model."""
+
+
 def _refusal(exc: BaseException) -> Any:
+    if isinstance(exc, _PingError):
+        # no error: Triton counts those, and people are woken by their number
+        return pb_utils.InferenceResponse(output_tensors=[])
     try:
         text = str(exc).strip()
     except Exception:  # noqa: BLE001 - a model's exception may fail at that, too

@@ -1,0 +1,110 @@
+"""A model whose process died: Triton goes on calling it READY, and this target does not."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import pytest
+import tritonclient.grpc
+from mlflow.models import infer_signature
+
+from ..models import log_pyfunc  # noqa: TID252 - tests have no name to be imported by
+from ..refusals import refused  # noqa: TID252
+from . import custom
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mlflow_triton_plugin.local import LocalTriton
+    from mlflow_triton_plugin.plugin import TritonDeploymentClient
+
+    from .conftest import Deploy
+
+ALIVE, DEADLY = (pd.DataFrame({"x": [value]}) for value in (1.0, -1.0))
+SIGNATURE = infer_signature(ALIVE, ALIVE["x"])
+
+
+def kill(client: TritonDeploymentClient, name: str) -> str:
+    """Have the model end its process; the message of the request that did."""
+    return refused(lambda: client.predict(name, DEADLY), "INVALID_STATE", name, "process died")
+
+
+def answer(client: TritonDeploymentClient, name: str) -> float:
+    (value,) = client.predict(name, ALIVE)["outputs"].values()
+    return float(value.reshape(-1)[0])
+
+
+@pytest.fixture
+def dead(deploy: Deploy, pyfunc_client: TritonDeploymentClient) -> str:
+    """A deployment whose process has died."""
+    name, _ = deploy(custom.Dying(), signature=SIGNATURE)
+    kill(pyfunc_client, name)
+    return name
+
+
+def test_predict_names_the_command_that_starts_the_process_again(
+    pyfunc_client: TritonDeploymentClient, dead: str
+) -> None:
+    message = kill(pyfunc_client, dead)
+    assert f"mlflow deployments update -t triton --name {dead}" in message
+    pyfunc_client.update_deployment(dead)
+    assert answer(pyfunc_client, dead) == 1.0
+
+
+def test_get_and_list_do_not_call_it_ready(
+    pyfunc_client: TritonDeploymentClient, dead: str
+) -> None:
+    (listed,) = (each for each in pyfunc_client.list_deployments() if each["name"] == dead)
+    for each in (pyfunc_client.get_deployment(dead), listed):
+        assert each["state"] == "UNAVAILABLE"
+        assert "process died" in each["reason"]
+        assert each["served_versions"] == []
+
+
+@pytest.mark.parametrize("stream", ["false", "true"])
+def test_looking_does_not_ask_the_model_and_counts_as_no_failure(
+    deploy: Deploy,
+    pyfunc_client: TritonDeploymentClient,
+    pyfunc_triton: LocalTriton,
+    tmp_path: Path,
+    stream: str,
+) -> None:
+    notes = tmp_path / "notes"
+    info = log_pyfunc(custom.Noting(str(notes)), signature=SIGNATURE)
+    name = f"m{uuid.uuid4().hex[:12]}"
+    pyfunc_client.create_deployment(name, info.model_uri, config={"stream": stream})
+    try:
+        for _ in range(2):  # Triton counts a request when the next one is answered, at the latest
+            assert pyfunc_client.get_deployment(name)["state"] == "READY"
+        triton = tritonclient.grpc.InferenceServerClient(pyfunc_triton.grpc_url)
+        (counts,) = triton.get_inference_statistics(name).model_stats
+    finally:
+        pyfunc_client.delete_deployment(name)
+    assert not notes.exists()
+    assert counts.inference_stats.success.count >= 1
+    assert counts.inference_stats.fail.count == 0
+
+
+def test_delete_does_not_wait_for_it_and_its_name_is_free(
+    pyfunc_client: TritonDeploymentClient, pyfunc_repository: Path
+) -> None:
+    info = log_pyfunc(custom.Dying(), signature=SIGNATURE)
+    name = f"m{uuid.uuid4().hex[:12]}"
+    for _ in range(2):
+        pyfunc_client.create_deployment(name, info.model_uri)
+        assert answer(pyfunc_client, name) == 1.0
+        kill(pyfunc_client, name)
+        pyfunc_client.delete_deployment(name, config={"load_timeout": 20})
+        assert not (pyfunc_repository / name).exists()
+
+
+def test_update_serves_another_model_in_its_place(
+    pyfunc_client: TritonDeploymentClient, dead: str
+) -> None:
+    info = log_pyfunc(custom.Echo(), signature=SIGNATURE)
+    updated = pyfunc_client.update_deployment(dead, info.model_uri, config={"load_timeout": 60})
+    assert updated["state"] == "READY"
+    assert answer(pyfunc_client, dead) == 1.0
+    pyfunc_client.delete_deployment(dead, config={"load_timeout": 20})
