@@ -5,19 +5,22 @@ from __future__ import annotations
 import uuid
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 import pytest
 import tritonclient.grpc
+from mlflow.deployments import get_deploy_client
 from mlflow.models import infer_signature
 
-from ..models import log_pyfunc  # noqa: TID252 - tests have no name to be imported by
+from mlflow_triton_plugin.local import LocalTriton
+
+from ..models import log_pyfunc, python_directory, python_source  # noqa: TID252 - tests have no name to be imported by
 from ..refusals import refused  # noqa: TID252
 from . import custom
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mlflow_triton_plugin.local import LocalTriton
     from mlflow_triton_plugin.plugin import TritonDeploymentClient
 
     from .conftest import Deploy
@@ -108,3 +111,27 @@ def test_update_serves_another_model_in_its_place(
     assert updated["state"] == "READY"
     assert answer(pyfunc_client, dead) == 1.0
     pyfunc_client.delete_deployment(dead, config={"load_timeout": 20})
+
+
+def test_a_model_that_is_not_asked_is_deleted_once_triton_was_restarted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a Python model of the user's own, only predict reports it."""
+    repository, artifact = tmp_path / "repository", tmp_path / "artifact"
+    repository.mkdir()
+    python_directory(artifact / "model", python_source("__import__('os')._exit(1)"))
+    (artifact / "MLmodel").write_text('{"flavors": {"triton": {"data": "model"}}}')
+    monkeypatch.setenv("TRITON_MODEL_REPO", str(repository))
+    one = np.ones(1, np.float32)
+    options = ["--disable-auto-complete-config"]
+    with LocalTriton(repository, extra_args=options) as server:
+        client = get_deploy_client(f"triton://{server.grpc_url}")
+        client.create_deployment("own", str(artifact))
+        refused(lambda: client.predict("own", one), "INVALID_STATE", "own", "process died")
+        refused(
+            lambda: client.delete_deployment("own", config={"load_timeout": 2}),
+            *("DEADLINE_EXCEEDED", "UNLOADING", "restart Triton"),
+        )
+    with LocalTriton(repository, extra_args=options) as server:
+        get_deploy_client(f"triton://{server.grpc_url}").delete_deployment("own")
+    assert not (repository / "own").exists()
