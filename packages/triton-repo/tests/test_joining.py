@@ -144,14 +144,26 @@ def test_options_of_the_batcher_do_not_join_what_may_look_at_all_rows(tmp_path: 
 
 
 def test_a_deployment_of_an_older_release_is_told() -> None:
-    text = '# Generated from the model\'s signature.\nbackend: "python"\nmax_batch_size: 8\n'
+    inputs = 'input [ { name: "x" data_type: TYPE_FP32 dims: [ 1 ] } ]\n'
+    text = (
+        '# Generated from the model\'s signature.\nbackend: "python"\nmax_batch_size: 8\n' + inputs
+    )
     older = ModelConfig.parse(text + "dynamic_batching { }\n")
     found = joining_of(older, "python_function")
     assert (found.is_joined, found.is_older) == (True, True)
     assert "-C join_requests=true or false" in found.why
-    own = ModelConfig.parse('backend: "python"\nmax_batch_size: 8\ndynamic_batching { }\n')
+    own = ModelConfig.parse(
+        f'backend: "python"\nmax_batch_size: 8\ndynamic_batching {{ }}\n{inputs}'
+    )
     assert not joining_of(own, "python_function").is_joined
     assert joining_of(own, "triton").is_joined
+
+
+def test_what_triton_completes_it_may_join() -> None:
+    bare = ModelConfig.parse('backend: "onnxruntime"\n')
+    assert joining_of(bare, "triton") == Joining(
+        is_joined=True, why="config.pbtxt names no inputs; Triton completes it, and may join them"
+    )
 
 
 def test_versions_serve_together_whose_reasons_differ_and_not_whose_joining_does() -> None:

@@ -69,6 +69,11 @@ def joining_of(config: ModelConfig, flavor: str) -> Joining:
     """
     is_ours = config.backend == _PYTHON and flavor == "python_function"
     word, _, why = config.parameters.get(JOIN_PARAMETER, "").partition(": ")
+    if not (config.inputs or word):
+        return Joining(
+            is_joined=True,
+            why="config.pbtxt names no inputs; Triton completes it, and may join them",
+        )
     if not config.is_dynamic and _WORDS.get(word, True):
         return Joining(is_joined=False, why="config.pbtxt has no dynamic_batching")
     if word in _WORDS:
