@@ -55,15 +55,24 @@ def named(folder: Path) -> str:
 
 
 def test_without_one_it_is_refused_with_every_way_out(
-    client: TritonDeploymentClient, logged: Callable[..., str], repository: Path
+    client: TritonDeploymentClient, logged_pyfunc: Callable[..., str], repository: Path
 ) -> None:
-    uri = logged(INFLECTION)
+    uri = logged_pyfunc(INFLECTION)
     message = refused(
         lambda: client.create_deployment("lacking", uri), "INVALID_PARAMETER_VALUE", INFLECTION
     )
     assert "-C env=pack" in message
     assert "triton-local --for-model" in message
     assert not (repository / "lacking").exists()
+
+
+def test_a_python_function_model_runs_in_an_environment_of_its_own(
+    client: TritonDeploymentClient, deployed: Deploy, logged_pyfunc: Callable[..., str]
+) -> None:
+    """With the MLflow, pandas and numpy of an index; other tests here pack stand-ins for them."""
+    name = deployed(logged_pyfunc(INFLECTION), PACK)
+    assert answers(client, name) == ["my_model", "other_one"]
+    assert client.verify_deployment(name) == []
 
 
 def test_versions_share_one_archive_until_their_requirements_differ(
@@ -201,10 +210,13 @@ def test_what_cannot_be_installed_is_one_line_and_changes_nothing(
 
 
 def test_the_servers_own_python_comes_back_by_default(
-    client: TritonDeploymentClient, deployed: Deploy, logged: Callable[..., str], repository: Path
+    client: TritonDeploymentClient,
+    deployed: Deploy,
+    logged_pyfunc: Callable[..., str],
+    repository: Path,
 ) -> None:
     """It is there in the plan; this server lacks what the model needs, and refuses it."""
-    name = deployed(logged(INFLECTION), PACK)
+    name = deployed(logged_pyfunc(INFLECTION), PACK)
     (archive,) = archives(repository / name)
     plan = client.plan_deployment(name, config={"env": "default"})
     assert "EXECUTION_ENV_PATH" not in plan["config"]
@@ -232,12 +244,15 @@ def test_it_can_be_set_without_another_model(
 
 
 def test_one_for_another_python_is_refused_by_the_server(
-    client: TritonDeploymentClient, logged: Callable[..., str], repository: Path
+    client: TritonDeploymentClient,
+    logged_pyfunc: Callable[..., str],
+    stand_ins: tuple[str, ...],
+    repository: Path,
 ) -> None:
     """Packed from wheels, without that Python on this machine."""
     here = ensure_environment_python()
     other = "3.12" if here != "3.12" else "3.11"
-    uri = logged(INFLECTION)
+    uri = logged_pyfunc(INFLECTION, mlflow=stand_ins)
     message = refused(
         lambda: client.create_deployment("other", uri, config={**PACK, "env_python": other}),
         "INVALID_PARAMETER_VALUE",
