@@ -38,6 +38,9 @@ def cache(triton: LocalTriton, tmp_path_factory: pytest.TempPathFactory) -> Iter
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(CACHE_VARIABLE, str(folder))
+        # an address that refuses connections goes on doing so
+        for variable in ("UV_HTTP_RETRIES", "PIP_RETRIES"):
+            patch.setenv(variable, "0")
         yield folder / "environments"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import shutil
 import tarfile
@@ -16,6 +17,7 @@ from mlflow.deployments import get_deploy_client
 from mlflow.exceptions import MlflowException
 
 from mlflow_triton_plugin.cli import main
+from mlflow_triton_plugin.local import _installers
 from mlflow_triton_plugin.local.provisioning import ensure_environment
 from triton_repo.config import ModelConfig
 from triton_repo.record import DeploymentRecord
@@ -188,8 +190,16 @@ def test_what_cannot_be_installed_is_one_line_and_changes_nothing(
     logged: Callable[..., str],
     cache: Path,
     snapshot: Snapshot,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A version that nobody has of a package: an older one will not do."""
+    """A version that nobody has of a package: an older one will not do.
+
+    The first installer alone is asked; `test_packing.py` asks both.
+    """
+    real = _installers._commands
+    monkeypatch.setattr(
+        _installers, "_commands", lambda folder, uv: itertools.islice(real(folder, uv), 1)
+    )
     missing = "roman==4.99"
     name = deployed(logged(INFLECTION), PACK)
     before = snapshot(name)
