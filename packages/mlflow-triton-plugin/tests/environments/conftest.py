@@ -10,11 +10,13 @@ import pandas as pd
 import pytest
 from cloudpickle import register_pickle_by_value
 from mlflow.models import infer_signature
+from mlflow.tracking import MlflowClient
 
-from mlflow_triton_plugin.local.provisioning import CACHE_VARIABLE
+from mlflow_triton_plugin.local.provisioning import CACHE_VARIABLE, ensure_environment
 
-from ..models import log_pyfunc  # noqa: TID252 - tests have no name to be imported by
+from ..models import log_pyfunc, python_directory  # noqa: TID252 - tests have no name to be imported by
 from . import models
+from .wheels import make_wheel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,21 +38,73 @@ def cache(triton: LocalTriton, tmp_path_factory: pytest.TempPathFactory) -> Iter
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(CACHE_VARIABLE, str(folder))
+        # an address that refuses connections goes on doing so
+        for variable in ("UV_HTTP_RETRIES", "PIP_RETRIES"):
+            patch.setenv(variable, "0")
         yield folder / "environments"
 
 
 @pytest.fixture(scope="session")
-def logged() -> Callable[..., str]:
-    """Log a model that writes names as `inflection` does, and needs these; its URI."""
+def logged_pyfunc() -> Callable[..., str]:
+    """Log a python_function model that needs these; its URI. `mlflow` is among them by default."""
 
-    def log(*requirements: str, suffix: str = "", registered: str | None = None) -> str:
+    def log(*requirements: str, mlflow: tuple[str, ...] = (MLFLOW,)) -> str:
         info = log_pyfunc(
-            models.Underscored(suffix),
+            models.Underscored(""),
             signature=infer_signature(FRAME, ["my_model"]),
-            pip_requirements=[MLFLOW, *requirements],
-            registered_model_name=registered,
+            pip_requirements=[*mlflow, *requirements],
         )
         return str(info.model_uri)
+
+    return log
+
+
+@pytest.fixture(scope="session")
+def stand_ins(triton: LocalTriton, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Requirements that replace the large packages, so that an archive takes no 20 s to pack.
+
+    MLflow and pandas are empty. numpy is a path to the one of the server, without which Triton's
+    Python backend starts no model.
+    """
+    assert triton.is_running  # its environment was made
+    folder = tmp_path_factory.mktemp("stand_ins")
+    python = ensure_environment()
+    seen = folder / "seen"
+    seen.mkdir()
+    packages = python.root / "lib" / f"python{python.python}" / "site-packages"
+    for each in ("numpy", "numpy.libs"):
+        (seen / each).symlink_to(packages / each)
+    made = (
+        make_wheel(folder, "mlflow_skinny", "3.0"),
+        make_wheel(folder, "pandas", "2.0"),
+        make_wheel(folder, "numpy", "1.26.4", modules={"numpy.pth": f"{seen}\n"}),
+    )
+    names = ("mlflow-skinny", "pandas", "numpy")
+    return tuple(f"{name} @ {w.as_uri()}" for name, w in zip(names, made, strict=True))
+
+
+@pytest.fixture(scope="session")
+def logged(
+    stand_ins: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., str]:
+    """Make a model that writes names as `inflection` does, and needs these; its URI.
+
+    One in Triton's layout: its process starts without importing MLflow.
+    """
+
+    def log(*requirements: str, suffix: str = "", registered: str | None = None) -> str:
+        root = tmp_path_factory.mktemp("logged")
+        config = models.CONFIG
+        python_directory(root / "model", models.SOURCE.replace("SUFFIX", suffix), config=config)
+        (root / "MLmodel").write_text("flavors: {triton: {data: model}}")
+        (root / "requirements.txt").write_text("\n".join([*stand_ins, *requirements]))
+        if registered is None:
+            return str(root)
+        client = MlflowClient()
+        if not client.search_registered_models(f"name = '{registered}'"):
+            client.create_registered_model(registered)
+        version = client.create_model_version(registered, root.as_uri()).version
+        return f"models:/{registered}/{version}"
 
     return log
 

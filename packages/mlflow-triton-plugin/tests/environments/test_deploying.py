@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import shutil
 import tarfile
@@ -16,6 +17,7 @@ from mlflow.deployments import get_deploy_client
 from mlflow.exceptions import MlflowException
 
 from mlflow_triton_plugin.cli import main
+from mlflow_triton_plugin.local import _installers
 from mlflow_triton_plugin.local.provisioning import ensure_environment
 from triton_repo.config import ModelConfig
 from triton_repo.record import DeploymentRecord
@@ -55,15 +57,24 @@ def named(folder: Path) -> str:
 
 
 def test_without_one_it_is_refused_with_every_way_out(
-    client: TritonDeploymentClient, logged: Callable[..., str], repository: Path
+    client: TritonDeploymentClient, logged_pyfunc: Callable[..., str], repository: Path
 ) -> None:
-    uri = logged(INFLECTION)
+    uri = logged_pyfunc(INFLECTION)
     message = refused(
         lambda: client.create_deployment("lacking", uri), "INVALID_PARAMETER_VALUE", INFLECTION
     )
     assert "-C env=pack" in message
     assert "triton-local --for-model" in message
     assert not (repository / "lacking").exists()
+
+
+def test_a_python_function_model_runs_in_an_environment_of_its_own(
+    client: TritonDeploymentClient, deployed: Deploy, logged_pyfunc: Callable[..., str]
+) -> None:
+    """With the MLflow, pandas and numpy of an index; other tests here pack stand-ins for them."""
+    name = deployed(logged_pyfunc(INFLECTION), PACK)
+    assert answers(client, name) == ["my_model", "other_one"]
+    assert client.verify_deployment(name) == []
 
 
 def test_versions_share_one_archive_until_their_requirements_differ(
@@ -179,8 +190,16 @@ def test_what_cannot_be_installed_is_one_line_and_changes_nothing(
     logged: Callable[..., str],
     cache: Path,
     snapshot: Snapshot,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A version that nobody has of a package: an older one will not do."""
+    """A version that nobody has of a package: an older one will not do.
+
+    The first installer alone is asked; `test_packing.py` asks both.
+    """
+    real = _installers._commands
+    monkeypatch.setattr(
+        _installers, "_commands", lambda folder, uv: itertools.islice(real(folder, uv), 1)
+    )
     missing = "roman==4.99"
     name = deployed(logged(INFLECTION), PACK)
     before = snapshot(name)
@@ -201,10 +220,13 @@ def test_what_cannot_be_installed_is_one_line_and_changes_nothing(
 
 
 def test_the_servers_own_python_comes_back_by_default(
-    client: TritonDeploymentClient, deployed: Deploy, logged: Callable[..., str], repository: Path
+    client: TritonDeploymentClient,
+    deployed: Deploy,
+    logged_pyfunc: Callable[..., str],
+    repository: Path,
 ) -> None:
     """It is there in the plan; this server lacks what the model needs, and refuses it."""
-    name = deployed(logged(INFLECTION), PACK)
+    name = deployed(logged_pyfunc(INFLECTION), PACK)
     (archive,) = archives(repository / name)
     plan = client.plan_deployment(name, config={"env": "default"})
     assert "EXECUTION_ENV_PATH" not in plan["config"]
@@ -232,12 +254,15 @@ def test_it_can_be_set_without_another_model(
 
 
 def test_one_for_another_python_is_refused_by_the_server(
-    client: TritonDeploymentClient, logged: Callable[..., str], repository: Path
+    client: TritonDeploymentClient,
+    logged_pyfunc: Callable[..., str],
+    stand_ins: tuple[str, ...],
+    repository: Path,
 ) -> None:
     """Packed from wheels, without that Python on this machine."""
     here = ensure_environment_python()
     other = "3.12" if here != "3.12" else "3.11"
-    uri = logged(INFLECTION)
+    uri = logged_pyfunc(INFLECTION, mlflow=stand_ins)
     message = refused(
         lambda: client.create_deployment("other", uri, config={**PACK, "env_python": other}),
         "INVALID_PARAMETER_VALUE",

@@ -263,6 +263,21 @@ def test_another_version_than_asked_for_is_never_packed(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.usefixtures("wheels")
+def test_where_neither_uv_nor_pip_is_installed_python_brings_pip(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(packing, "find_uv", lambda: None)
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "pip" else real(name)
+    )
+    archive = packed(Recipe(HERE, "x86_64", ("mini==1.0",), ("numpy<2",)))
+    assert versions_in(archive) == {"mini-1.0", "numpy-1.26.4"}
+    with tarfile.open(archive) as tar:
+        assert any(name.endswith("/site-packages/pip") for name in tar.getnames())
+
+
 @pytest.mark.usefixtures("wheels", "installer")
 def test_what_needs_numpy_2_is_refused_where_the_server_cannot_have_it() -> None:
     with pytest.raises(ProvisioningError, match="needs numpy 2") as told:
