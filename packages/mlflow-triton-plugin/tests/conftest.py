@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import uuid
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import mlflow
@@ -8,6 +9,7 @@ import pytest
 from mlflow.deployments import get_deploy_client
 
 from mlflow_triton_plugin.local import LocalTriton
+from mlflow_triton_plugin.server import TritonServers
 
 from .faults.points import are_all_walked
 from .groups import Pipelines
@@ -82,7 +84,27 @@ def name(client: TritonDeploymentClient) -> Iterator[str]:
     """A deployment name of this test alone, deleted afterwards."""
     unique = f"m{uuid.uuid4().hex[:12]}"
     yield unique
-    client.delete_deployment(unique)
+    with unloads_not_waited_for():
+        client.delete_deployment(unique)
+
+
+@contextmanager
+def unloads_not_waited_for() -> Iterator[None]:
+    """Let deletes of this block go on while Triton unloads, which takes it a second a model.
+
+    For clearing up behind a test: no later test uses the names. That a delete waits is what
+    `faults/test_server_faults.py` and `test_deployments.py` hold.
+    """
+
+    def unload(self: TritonServers, model: str, *, timeout_s: float) -> None:
+        for server in self:
+            server.unload(model)
+        self.settle(model, timeout_s=timeout_s)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TritonServers, "unload", unload)
+        patch.setattr(TritonServers, "drain", lambda *_, **__: None)
+        yield
 
 
 @pytest.fixture

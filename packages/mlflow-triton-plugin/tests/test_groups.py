@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from mlflow.deployments import get_deploy_client
 
+from .conftest import unloads_not_waited_for
 from .groups import (
     Pipelines,
     add_asking,
@@ -35,7 +36,8 @@ BROKEN = "raise ValueError('never')"
 @pytest.fixture(autouse=True)
 def _nothing_is_left(repository: Path, name: str, client: TritonDeploymentClient) -> Iterator[None]:
     yield
-    client.delete_deployment(name)
+    with unloads_not_waited_for():
+        client.delete_deployment(name)
     assert [path.name for path in repository.iterdir() if path.name.startswith(name)] == []
     states = client._servers.states()
     left = {each: states[each] for each in states if each.startswith(name)}

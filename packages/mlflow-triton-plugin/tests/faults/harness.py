@@ -27,7 +27,14 @@ from triton_repo.errors import StoreError
 from triton_repo.store import open_store
 
 from .points import chosen
-from .scenarios import NAME, NEIGHBOUR, NEIGHBOUR_ANSWER, NEIGHBOUR_CREATED, Scenario
+from .scenarios import (
+    ALL_SCENARIOS,
+    NAME,
+    NEIGHBOUR,
+    NEIGHBOUR_ANSWER,
+    NEIGHBOUR_CREATED,
+    Scenario,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -40,8 +47,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Bench", "Repository", "Walk", "difference", "is_store_call"]
 
-#: One point in so many is walked; on an object store they are many more, and take longer.
-_STRIDE, _STRIDE_OF_OBJECTS = 6, 12
+#: So many points are walked beside the first or the last one of a walk.
+_BETWEEN = 2
+#: The words before a step's name and number in the name of a point.
+_STEP = re.compile(r"(\w+) (?:call|request) \d+, (\w+)")
 
 #: Files by their path with their bytes, directories by their path and a slash.
 Content = dict[str, bytes]
@@ -306,6 +315,13 @@ def _kill(triton: LocalTriton) -> None:
     triton.stop()
 
 
+def _kind_of_step(point: tuple[str, object]) -> str:
+    """Return what is disturbed, and how, such as `before move`."""
+    found = _STEP.search(point[0])
+    assert found is not None, f"{point[0]!r} names no step"
+    return " ".join(found.groups())
+
+
 @dataclass
 class Walk:
     """One scenario, disturbed at one point after another, and what must be true after each.
@@ -332,10 +348,15 @@ class Walk:
         """Its changing requests to an object store."""
         return self.rehearsal.requests
 
-    def chosen(self, points: Iterable[_T]) -> list[_T]:
-        """Those of its points that are walked, see `points.chosen`."""
-        stride = _STRIDE if self.bench.repository.exchanges_at_once else _STRIDE_OF_OBJECTS
-        return chosen(points, self.label, stride)
+    def chosen(self, points: Iterable[tuple[str, _T]]) -> list[tuple[str, _T]]:
+        """Return those of its points that are walked, see `points.chosen`.
+
+        Args:
+            points: each with its name.
+        """
+        return chosen(
+            points, list(ALL_SCENARIOS).index(self.label), between=_BETWEEN, kind=_kind_of_step
+        )
 
     @contextmanager
     def point(self, where: str) -> Iterator[None]:
