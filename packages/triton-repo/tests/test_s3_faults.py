@@ -92,10 +92,18 @@ def server() -> Iterator[S3Server]:
         yield running
 
 
-@pytest.fixture
-def proxy(server: S3Server) -> Iterator[FaultyProxy]:
+@pytest.fixture(scope="module")
+def shared_proxy(server: S3Server) -> Iterator[FaultyProxy]:
     with FaultyProxy(server.url) as running:
         yield running
+
+
+@pytest.fixture
+def proxy(shared_proxy: FaultyProxy) -> FaultyProxy:
+    """One that has seen nothing and spoils nothing."""
+    shared_proxy.fault = lambda _number, _request: None
+    shared_proxy.requests.clear()
+    return shared_proxy
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +115,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_s3, "_READ_TIMEOUT_S", 0.3)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def bucket(server: S3Server) -> str:
     made = f"bucket-{next(_numbers)}"
     server.make_bucket(made)
@@ -121,8 +129,9 @@ def content(store: Store) -> dict[str, bytes]:
 class Bench:
     """A repository, a store that reaches it, and one whose answers are spoiled."""
 
-    def __init__(self, server: S3Server, proxy: FaultyProxy, bucket: str, folder: Path) -> None:
-        self.direct = open_store(f"s3://{server.url}/{bucket}/p")
+    def __init__(self, direct: Store, proxy: FaultyProxy, bucket: str, folder: Path) -> None:
+        self.direct = direct
+        # a client that has failed often does not try again so often: each test has a new one
         self.spoiled = open_store(f"s3://{proxy.url}/{bucket}/p")
         self.proxy = proxy
         self.folder = folder
@@ -131,15 +140,18 @@ class Bench:
         """Return the requests of an undisturbed run, counted from 1, that a fault is tried at.
 
         The first, the last, and one between them: another one for each pair of operation and fault.
+        Of a server that does not answer at all, one of the first three.
         `nox -s faults` tries every request.
         """
         assert self.run(operation, lambda _: None) is None
         assert self.content() == after(operation)
         count = len(self.proxy.requests)
         assert count
-        if os.environ.get("FAULTS_EVERY_POINT") or count < 3:
+        if os.environ.get("FAULTS_EVERY_POINT") or (count < 3 and fault != "stall"):
             return [*range(1, count + 1)]
         turn = zlib.crc32(f"{operation} {name(fault)}".encode())
+        if fault == "stall":  # each is waited for
+            return [1 + turn % min(count, 3)]
         return [1, 2 + turn % (count - 2), count]
 
     def run(self, operation: str, fault: Callable[[int], Fault | None]) -> StoreError | None:
@@ -161,9 +173,14 @@ class Bench:
         return {path: self.direct.read(path) for path in self.direct.list_files("")}
 
 
+@pytest.fixture(scope="module")
+def direct(server: S3Server, bucket: str) -> Store:
+    return open_store(f"s3://{server.url}/{bucket}/p")
+
+
 @pytest.fixture
-def bench(server: S3Server, proxy: FaultyProxy, bucket: str, tmp_path: Path) -> Bench:
-    return Bench(server, proxy, bucket, tmp_path)
+def bench(direct: Store, proxy: FaultyProxy, bucket: str, tmp_path: Path) -> Bench:
+    return Bench(direct, proxy, bucket, tmp_path)
 
 
 def after(operation: str) -> dict[str, bytes]:
