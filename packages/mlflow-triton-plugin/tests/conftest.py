@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import mlflow
 import pytest
 from mlflow.deployments import get_deploy_client
+from mlflow.exceptions import MlflowException
 
 from mlflow_triton_plugin.local import LocalTriton
 from mlflow_triton_plugin.server import TritonServers
@@ -84,8 +85,20 @@ def name(client: TritonDeploymentClient) -> Iterator[str]:
     """A deployment name of this test alone, deleted afterwards."""
     unique = f"m{uuid.uuid4().hex[:12]}"
     yield unique
-    with unloads_not_waited_for():
+    with nullcontext() if may_have_members(client, unique) else unloads_not_waited_for():
         client.delete_deployment(unique)
+
+
+def may_have_members(client: TritonDeploymentClient, name: str) -> bool:
+    """Whether a deployment's state is unknown, or it is one of several models.
+
+    Triton 2.51 has been seen to die of a SIGSEGV while ensembles and members come and go: their
+    unloads are waited for.
+    """
+    try:
+        return bool(client.get_deployment(name).get("members"))
+    except MlflowException:
+        return True
 
 
 @contextmanager
@@ -103,7 +116,6 @@ def unloads_not_waited_for() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TritonServers, "unload", unload)
-        patch.setattr(TritonServers, "drain", lambda *_, **__: None)
         yield
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from mlflow.deployments import get_deploy_client
 
-from .conftest import unloads_not_waited_for
 from .groups import (
     Pipelines,
     add_asking,
@@ -22,6 +21,7 @@ from .groups import (
 )
 from .models import log_scale, python_source
 from .refusals import refused
+from .waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,12 +36,18 @@ BROKEN = "raise ValueError('never')"
 @pytest.fixture(autouse=True)
 def _nothing_is_left(repository: Path, name: str, client: TritonDeploymentClient) -> Iterator[None]:
     yield
-    with unloads_not_waited_for():
-        client.delete_deployment(name)
+    client.delete_deployment(name)
     assert [path.name for path in repository.iterdir() if path.name.startswith(name)] == []
-    states = client._servers.states()
-    left = {each: states[each] for each in states if each.startswith(name)}
-    assert not [each for each in left.values() if any(s.state == "READY" for s in each)]
+
+    def serving() -> list[str]:
+        states = client._servers.states()
+        return [
+            each
+            for each in states
+            if each.startswith(name) and any(s.state == "READY" for s in states[each])
+        ]
+
+    wait_until(lambda: not serving(), timeout_s=30)
 
 
 def versions(repository: Path, name: str) -> list[int]:
