@@ -82,6 +82,14 @@ WORKERS = min(8, len(os.sched_getaffinity(0)) + 1)
 SPREAD = ["-n", str(WORKERS), "--dist", "worksteal", "--durations=10"]
 FLAVORS = "packages/mlflow-triton-plugin/tests/flavors"
 FAULTS = "packages/mlflow-triton-plugin/tests/faults"
+#: Suites that go through a few points in `tests`, and through all of them in `faults`.
+WALKS = (
+    (FAULTS,),
+    tuple(
+        f"packages/triton-repo/tests/test_{each}.py"
+        for each in ("s3_faults", "power_cut", "placement")
+    ),
+)
 #: What depends on which MLflow it is: its models, signatures, registry and commands. One is
 #: enough to break things with, to start servers with, and to ask them.
 OF_MLFLOW = {
@@ -124,8 +132,9 @@ def faults(session: nox.Session) -> None:
     `tests` does the same at one point in a few.
     """
     install(session, "test")
-    chosen = session.posargs or [*SPREAD, FAULTS]
-    session.run("pytest", *chosen, env=environment(session) | {"FAULTS_EVERY_POINT": "1"})
+    suites = [session.posargs] if session.posargs else [[*SPREAD, *each] for each in WALKS]
+    for suite in suites:
+        session.run("pytest", *suite, env=environment(session) | {"FAULTS_EVERY_POINT": "1"})
 
 
 @nox.session

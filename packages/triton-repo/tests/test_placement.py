@@ -949,9 +949,11 @@ def test_a_recovery_interrupted_at_any_store_call_is_recovered_from(
 ) -> None:
     """Whatever fails while a failure is put right."""
     points = 0
-    for where, store in rehearsal.faults():
-        if not store.after:  # what stood there before a call is what stood there after the last
-            continue
+    # what stood there before a call is what stood there after the last
+    begun = [(where, store) for where, store in rehearsal.faults() if store.after]
+    stride = 1 if os.environ.get("FAULTS_EVERY_POINT") else 3
+    for where, store in begun[len(begun) % min(stride, len(begun)) :: stride]:
+        rehearsal.bench.restore()
         rehearsal.interrupt(store)
         broken = rehearsal.bench.directory / "broken"
         shutil.copytree(rehearsal.bench.root, broken)

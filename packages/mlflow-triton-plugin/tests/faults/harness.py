@@ -26,8 +26,15 @@ from mlflow_triton_plugin.local.errors import LocalTritonError
 from triton_repo.errors import StoreError
 from triton_repo.store import open_store
 
-from .points import chosen
-from .scenarios import NAME, NEIGHBOUR, NEIGHBOUR_ANSWER, NEIGHBOUR_CREATED, Scenario
+from .points import are_all_walked, chosen
+from .scenarios import (
+    ALL_SCENARIOS,
+    NAME,
+    NEIGHBOUR,
+    NEIGHBOUR_ANSWER,
+    NEIGHBOUR_CREATED,
+    Scenario,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -40,8 +47,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Bench", "Repository", "Walk", "difference", "is_store_call"]
 
-#: One point in so many is walked; on an object store they are many more, and take longer.
-_STRIDE, _STRIDE_OF_OBJECTS = 6, 12
+#: So many points are walked beside the first or the last one of a walk; on an object store each
+#: takes ten times longer.
+_BETWEEN, _BETWEEN_OF_OBJECTS = 2, 1
+#: The words before a step's name and number in the name of a point.
+_STEP = re.compile(r"(\w+) (?:call|request) \d+, (\w+)")
 
 #: Files by their path with their bytes, directories by their path and a slash.
 Content = dict[str, bytes]
@@ -306,6 +316,13 @@ def _kill(triton: LocalTriton) -> None:
     triton.stop()
 
 
+def _kind_of_step(point: tuple[str, object]) -> str:
+    """Return what is disturbed, and how, such as `before move`."""
+    found = _STEP.search(point[0])
+    assert found is not None, f"{point[0]!r} names no step"
+    return " ".join(found.groups())
+
+
 @dataclass
 class Walk:
     """One scenario, disturbed at one point after another, and what must be true after each.
@@ -318,6 +335,7 @@ class Walk:
     scenario: Scenario
     points: int = 0
     problems: list[str] = field(default_factory=list)
+    _left: int = 0
 
     def __post_init__(self) -> None:
         self.rehearsal = self.bench.rehearse(self.label, self.scenario)
@@ -332,15 +350,25 @@ class Walk:
         """Its changing requests to an object store."""
         return self.rehearsal.requests
 
-    def chosen(self, points: Iterable[_T]) -> list[_T]:
-        """Those of its points that are walked, see `points.chosen`."""
-        stride = _STRIDE if self.bench.repository.exchanges_at_once else _STRIDE_OF_OBJECTS
-        return chosen(points, self.label, stride)
+    def chosen(self, points: Iterable[tuple[str, _T]]) -> list[tuple[str, _T]]:
+        """Return those of its points that are walked, see `points.chosen`.
+
+        Args:
+            points: each with its name.
+        """
+        turn, between = list(ALL_SCENARIOS).index(self.label), _BETWEEN
+        if not self.bench.repository.exchanges_at_once:
+            # about every other scenario is walked there, see `conftest.py`
+            turn, between = turn // 2, _BETWEEN_OF_OBJECTS
+        found = chosen(points, turn, between=between, kind=_kind_of_step)
+        self._left = len(found)
+        return found
 
     @contextmanager
     def point(self, where: str) -> Iterator[None]:
         """Count one point, and note what goes wrong there."""
         self.points += 1
+        self._left -= 1
         try:
             yield
         except (AssertionError, MlflowException, LocalTritonError, StoreError) as exc:
@@ -421,7 +449,12 @@ class Walk:
         self.check_new()
 
     def restore(self) -> None:
-        """Bring back what stood there before the command, and see that it is the same."""
+        """Bring back what stood there before the command, and see that it is the same.
+
+        After the last of a few points it is left out: the next walk begins anew.
+        """
+        if self._left == 0 and not are_all_walked():
+            return
         self.bench.restore(self.scenario)
         wrong = difference(self.bench.repository.content(times=False), self.rehearsal.before)
         assert not wrong, f"not brought back by ordinary commands: {wrong}"

@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["KILLED_TOO", "NAME", "NEIGHBOUR", "OF_SEVERAL", "SCENARIOS", "Scenario", "register"]
+__all__ = [
+    "ALL_SCENARIOS",
+    "KILLED_TOO",
+    "NAME",
+    "NEIGHBOUR",
+    "OF_SEVERAL",
+    "SCENARIOS",
+    "Scenario",
+    "register",
+]
 
 #: The deployment that is changed, and one whose name begins with its name.
 NAME = "scale"
@@ -235,3 +244,5 @@ KILLED_TOO: Mapping[str, Scenario] = {
         new=3,
     ),
 }
+
+ALL_SCENARIOS: Mapping[str, Scenario] = {**SCENARIOS, **KILLED_TOO, **OF_SEVERAL}

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from .harness import Bench
 
 
-def store_calls(calls: tuple[str, ...]) -> Iterator[tuple[int, str]]:
-    """The numbers of the store's calls, with their names.
+def store_calls(calls: tuple[str, ...]) -> Iterator[tuple[str, int]]:
+    """The names of the store's calls, with their numbers.
 
     Giving back a lock is left out: that it cannot fail is the store's own affair, and its tests'.
     """
     for number, call in enumerate(calls, 1):
         if is_store_call(call) and not call.startswith("unlock "):
-            yield number, f"call {number}, {call}"
+            yield f"at call {number}, {call}", number
 
 
 #: Of several models the one that has the others' steps among its own.
@@ -44,8 +44,8 @@ def test_a_command_that_one_failing_call_ends_has_changed_nothing(
     """
     scenario = FAILED[label]
     walk = Walk(bench, label, scenario)
-    for number, where in walk.chosen(store_calls(walk.calls)):
-        with walk.point(f"failed once at {where}"):
+    for where, number in walk.chosen(store_calls(walk.calls)):
+        with walk.point(f"failed once {where}"):
             before = bench.repository.content()
             outcome = bench.run_apart(scenario.command, Fault("fail-once", number))
             if outcome.succeeded:
@@ -74,8 +74,8 @@ def test_a_store_that_lets_us_in_again_is_put_right_by_the_same_command(
     """
     scenario = SCENARIOS[label]
     walk = Walk(bench, label, scenario)
-    for number, where in walk.chosen(store_calls(walk.calls)):
-        with walk.point(f"failed for good from {where}"):
+    for where, number in walk.chosen(store_calls(walk.calls)):
+        with walk.point(f"failed for good {where}"):
             outcome = bench.run_apart(scenario.command, Fault("fail-for-good", number))
             walk.check_refused(outcome, "PERMISSION_DENIED")
             walk.check_neighbour()

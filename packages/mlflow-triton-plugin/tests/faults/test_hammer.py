@@ -19,6 +19,7 @@ from mlflow_triton_plugin.server import _grpc
 from . import hammer as hammer_script
 from .hammer import Board, Tally
 from .hammer_models import register_stamp
+from .points import are_all_walked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,12 +31,13 @@ if TYPE_CHECKING:
     from .conftest import Tell
     from .hammer_models import StampModel
 
-SWITCHES = 50
+#: `nox -s faults` has more.
+SWITCHES = 50 if are_all_walked() else 15
 #: Processes that ask, and threads in each.
 CLIENTS = ("raw", "raw", "plugin")
 THREADS = 2
 #: Updates and roll-backs that cannot be: each in between two that can.
-REFUSED = 12
+REFUSED = 12 if are_all_walked() else 4
 UPDATE_S = 60.0
 
 FOURTH = 4

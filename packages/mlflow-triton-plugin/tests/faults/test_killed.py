@@ -15,7 +15,7 @@ import pytest
 
 from .commands import Fault
 from .harness import Walk, is_store_call
-from .scenarios import KILLED_TOO, OF_SEVERAL, SCENARIOS, Scenario
+from .scenarios import ALL_SCENARIOS, SCENARIOS, Scenario
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from .harness import Bench
 
 
-ALL_SCENARIOS = {**SCENARIOS, **KILLED_TOO, **OF_SEVERAL}
 #: Killed before each call on an object store too: its requests are those of other scenarios.
 BY_CALL = {"update of a set"}
 

@@ -13,6 +13,7 @@ import pytest
 
 from .commands import Fault
 from .harness import Repository, Walk, difference
+from .points import are_all_walked
 from .scenarios import NAME, SCENARIOS
 from .test_failing_store import store_calls
 
@@ -82,7 +83,10 @@ def test_a_command_on_a_full_disk_changes_nothing_until_there_is_room(
     """
     scenario = SCENARIOS[label]
     walk = Walk(use_bench(small_bench), label, scenario)
-    for pages in counting():
+    # where not all are walked, another one in three for each scenario
+    step = 1 if are_all_walked() else 3
+    begins = list(SCENARIOS).index(label) % step if scenario.new is not None else 0
+    for pages in counting(begins, step):
         with walk.point(f"{pages} pages free"):
             before = small_bench.repository.content()
             with pages_free(disk, pages):
@@ -144,8 +148,8 @@ def test_permission_that_is_lost_on_the_way_is_put_right_by_the_same_command(
     scenario = SCENARIOS[label]
     walk = Walk(bench, label, scenario)
     root = Path(bench.repository.address)
-    for number, where in walk.chosen(store_calls(walk.calls)):
-        with walk.point(f"the repository is read-only from {where}"):
+    for where, number in walk.chosen(store_calls(walk.calls)):
+        with walk.point(f"the repository is read-only {where}"):
             fault = Fault("lose-permission", number, (str(root),))
             outcome = bench.run_apart(scenario.command, fault, obey_permissions=True)
             set_modes(root, 0o755)

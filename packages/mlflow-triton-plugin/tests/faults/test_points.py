@@ -12,6 +12,8 @@ from mlflow_triton_plugin.server import TritonServer
 from triton_repo.store import Store
 from triton_repo.testing import WatchedStore
 
+from .points import EVERY_POINT, chosen
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -67,6 +69,25 @@ def test_every_method_of_a_store_that_does_not_only_read_is_counted(method: str)
     else:
         assert seen == [(method, "the key")]
         assert len(getattr(store.store, method).mock_calls) == 1
+
+
+def test_scenarios_that_follow_one_another_walk_every_kind_of_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And the first point and the last one; asked for, every point is walked."""
+    monkeypatch.delenv(EVERY_POINT, raising=False)
+    points = [f"{step} {number}" for number, step in enumerate("lwwwpmmxrrru")]
+
+    def kind(point: str) -> str:
+        return point[0]
+
+    walks = [chosen(points, turn, between=2, kind=kind) for turn in range(7)]
+    assert {len(walk) for walk in walks} == {3}
+    assert {each for walk in walks for each in walk} >= {points[0], points[-1]}
+    assert {kind(each) for walk in walks for each in walk} == set("lwpmxru")
+    assert len({each for walk in walks for each in walk}) > len(points) * 2 // 3
+    monkeypatch.setenv(EVERY_POINT, "1")
+    assert chosen(points, 3, between=2, kind=kind) == points
 
 
 def test_every_method_of_a_server_that_does_not_only_read_is_counted() -> None:

@@ -6,7 +6,6 @@ than its deadline; and `test_deployments.py`: a create that is refused.
 
 from __future__ import annotations
 
-import itertools
 import time
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow_triton_plugin import changing
 
 from .hammer_models import CONFIG, register_directory, register_stamp, write_artifact
+from .points import chosen
 from .server_faults import (
     ENDS_WITHIN_S,
     LOADING,
@@ -25,6 +25,7 @@ from .server_faults import (
     SCENARIOS,
     UPDATES,
     Rig,
+    Scenario,
     Tripwire,
     asked,
     asked_all_the_time,
@@ -85,26 +86,42 @@ def test_a_server_killed_before_any_call_costs_nothing(
 ) -> None:
     """One line, in time; a fresh server serves what was committed; the command again succeeds."""
     scenario, points = SCENARIOS[label], 0
-    for at in itertools.count(1):
+    calls = calls_of(rig, scenario)
+    assert len(calls) >= 3, "a check, the load or unload, and a look at what became of it"
+    for at, _ in walked(calls, label):
         before = rig.prepare(scenario)
         client = rig.client()
         with Tripwire(at, before=lambda _: rig.kill()).laid() as wire:
-            try:
-                message = refused(
-                    lambda: scenario.run(client, rig.stamp),  # noqa: B023 - run at once
-                    "TEMPORARILY_UNAVAILABLE",
-                    within_s=ENDS_WITHIN_S,
-                )
-            except pytest.fail.Exception:
-                assert not wire.tripped, f"nothing was said of a server killed at {wire.calls}"
-                break  # it was done before there was an at-th call
+            message = refused(
+                lambda: scenario.run(client, rig.stamp),  # noqa: B023 - run at once
+                "TEMPORARILY_UNAVAILABLE",
+                within_s=ENDS_WITHIN_S,
+            )
+        assert wire.tripped
         assert rig.triton.grpc_url in message, f"{wire.calls}: {message}"
         rig.start()
         rig.check_whole_or_interrupted(scenario, before)
         rig.check_can_be_repeated(scenario)
         points += 1
     count("server killed before a call", label, points)
-    assert points >= 3, "a check, the load or unload, and a look at what became of it"
+
+
+def calls_of(rig: Rig, scenario: Scenario) -> list[str]:
+    """Return the calls to its server of a command that nothing disturbs."""
+    rig.prepare(scenario)
+    with Tripwire().laid() as wire:
+        scenario.run(rig.client(), rig.stamp)
+    return wire.calls
+
+
+def walked(calls: list[str], label: str) -> list[tuple[int, str]]:
+    """Return the calls, with their numbers from 1, that a server is killed before."""
+    return chosen(
+        enumerate(calls, 1),
+        list(SCENARIOS).index(label),
+        between=1,
+        kind=lambda numbered: numbered[1],
+    )
 
 
 @pytest.mark.timeout(240)
@@ -115,7 +132,9 @@ def test_a_server_killed_before_any_call_of_a_refused_command_costs_nothing(
     """The calls by which what was refused is put back are among them."""
     scenario, points = LOADING[label], 0
     assert scenario.version is not None
-    for at in itertools.count(1):
+    calls = calls_of_refused(rig, scenario)
+    assert len(calls) > calls.index("load") + 1, "there are calls to put it back"
+    for at, _ in walked(calls, label):
         before = rig.prepare(scenario)
         rig.stamp.order(scenario.version, "initialize", "raise no such weights")
         client = rig.client()
@@ -126,15 +145,27 @@ def test_a_server_killed_before_any_call_of_a_refused_command_costs_nothing(
                 "INVALID_PARAMETER_VALUE",  # the reason why it was refused
                 within_s=ENDS_WITHIN_S,
             )
-        if not wire.tripped:
-            break  # it was put back before there was an at-th call
+        assert wire.tripped
         rig.stamp.take_back()
         rig.start()
         rig.check_whole_or_interrupted(scenario, before)
         rig.check_can_be_repeated(scenario)
         points += 1
     count("server killed before a call of a refused command", label, points)
-    assert points > wire.calls.index("load") + 1, "there were calls to put it back"
+
+
+def calls_of_refused(rig: Rig, scenario: Scenario) -> list[str]:
+    """Return the calls to its server of a command whose model does not load."""
+    rig.prepare(scenario)
+    assert scenario.version is not None
+    rig.stamp.order(scenario.version, "initialize", "raise no such weights")
+    with Tripwire().laid() as wire:
+        refused(
+            lambda: scenario.run(rig.client(), rig.stamp),
+            "INVALID_PARAMETER_VALUE",
+            within_s=ENDS_WITHIN_S,
+        )
+    return wire.calls
 
 
 @pytest.mark.timeout(120)
@@ -237,6 +268,7 @@ def test_a_server_stopped_during_the_load_does_not_hold_the_command_up(
 ) -> None:
     """The command ends in time, and the same command again succeeds once the server goes on."""
     monkeypatch.setenv("TRITON_REQUEST_TIMEOUT", str(REQUEST_TIMEOUT_S))
+    monkeypatch.setattr(changing, "PUT_BACK_TIMEOUT_S", REQUEST_TIMEOUT_S)
     scenario, at = LOADING[label], load_call(rig, label)
     before = rig.prepare(scenario)
     assert scenario.version is not None
@@ -282,10 +314,7 @@ def test_a_server_stopped_during_the_load_does_not_hold_the_command_up(
 
 def load_call(rig: Rig, label: str) -> int:
     """The number of the call by which a scenario loads, tried out."""
-    rig.prepare(LOADING[label])
-    with Tripwire().laid() as wire:
-        LOADING[label].run(rig.client(), rig.stamp)
-    return wire.calls.index("load") + 1
+    return calls_of(rig, LOADING[label]).index("load") + 1
 
 
 # -- refused ----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Sixteen processes change the same few deployments; afterwards everything agrees."""
+"""Many processes change the same few deployments; afterwards everything agrees."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from triton_repo.store import open_store
 
 from . import storm
 from .hammer_models import register_stamp
+from .points import are_all_walked
 from .storm_agreement import Witness
 
 if TYPE_CHECKING:
@@ -33,10 +34,11 @@ if TYPE_CHECKING:
     from .conftest import Tell
     from .hammer_models import StampModel
 
-LASTS_S = 60.0
-PROCESSES = 16
-SHORT_S = 20.0
-KILL_EVERY_S = 2.0
+#: `nox -s faults` has the long ones.
+LASTS_S = 60.0 if are_all_walked() else 15.0
+PROCESSES = 16 if are_all_walked() else 8
+SHORT_S = 20.0 if are_all_walked() else 10.0
+KILL_EVERY_S = 2.0 if are_all_walked() else 1.0
 NAMES = ("storm-a", "storm-b", "storm-c", "storm-d")
 #: After the last command has begun, each child ends it; a load on two busy cores takes its time.
 GRACE_S = 120.0
@@ -44,7 +46,7 @@ GRACE_S = 120.0
 #: that storms share let it wait for its turn.
 SIGNED_WITHIN_S = 5.0
 #: At Triton's index, while a lock comes and goes.
-LOOKS = 500
+LOOKS = 500 if are_all_walked() else 100
 
 #: What may be said, and why it is honest. Anything else is a failure.
 EXPECTED = {
@@ -166,7 +168,10 @@ def test_after_a_storm_repository_records_and_server_agree_and_nothing_is_stray(
     assert unexpected(lines) == []
     assert not_one_line(lines) == []
     done = {(line["command"], line["name"]) for line in lines if line["outcome"] == "success"}
-    assert done == {(command, name) for command in storm.COMMANDS for name in NAMES}, states
+    assert {command for command, _ in done} == set(storm.COMMANDS), states
+    assert {name for _, name in done} == set(NAMES), states
+    if are_all_walked():  # a short storm may leave one of them out
+        assert done == {(command, name) for command in storm.COMMANDS for name in NAMES}, states
 
 
 @pytest.mark.timeout(SHORT_S + 2 * GRACE_S + 120)

@@ -11,6 +11,7 @@ A script: orders are JSON lines on stdin, answers JSON lines on what was stdout.
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 import os
 import signal
@@ -23,6 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
+import boto3
+import botocore.session
 import mlflow
 from mlflow.deployments import get_deploy_client
 from mlflow.exceptions import MlflowException
@@ -247,9 +250,17 @@ def _open_tracking() -> None:
         store.engine.dispose()
 
 
+def _read_description_of_s3() -> None:
+    """Have botocore's JSON ready, which every session would read by itself."""
+    shared = functools.lru_cache(botocore.session.create_loader)
+    setattr(botocore.session, "create_loader", shared)  # noqa: B010 - it imported that name
+    boto3.session.Session("nobody", "nothing", region_name="us-east-1").client("s3")
+
+
 def main() -> None:
     """Answer orders until stdin ends."""
     _open_tracking()
+    _read_description_of_s3()
     # what a command prints must not get between the answers
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
