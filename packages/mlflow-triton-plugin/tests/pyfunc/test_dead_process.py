@@ -123,7 +123,8 @@ def test_a_model_that_is_not_asked_is_deleted_once_triton_was_restarted(
     (artifact / "MLmodel").write_text('{"flavors": {"triton": {"data": "model"}}}')
     monkeypatch.setenv("TRITON_MODEL_REPO", str(repository))
     one = np.ones(1, np.float32)
-    options = ["--disable-auto-complete-config"]
+    # Triton waits for the unload as it stops, 30 s by default
+    options = ["--disable-auto-complete-config", "--exit-timeout-secs=1"]
     with LocalTriton(repository, extra_args=options) as server:
         client = get_deploy_client(f"triton://{server.grpc_url}")
         client.create_deployment("own", str(artifact))
