@@ -16,10 +16,11 @@ from .faults.points import are_all_walked
 from .groups import Pipelines
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from mlflow_triton_plugin.plugin import TritonDeploymentClient
+    from mlflow_triton_plugin.server import ModelState
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -109,7 +110,9 @@ def unloads_not_waited_for() -> Iterator[None]:
     `faults/test_server_faults.py` and `test_deployments.py` hold.
     """
 
-    def unload(self: TritonServers, model: str, *, timeout_s: float) -> None:
+    def unload(
+        self: TritonServers, model: str, *, timeout_s: float, dead: Iterable[ModelState] = ()
+    ) -> None:
         for server in self:
             server.unload(model)
         self.settle(model, timeout_s=timeout_s)
