@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import os
 import uuid
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import mlflow
 import pytest
+from hypothesis import settings
 from mlflow.deployments import get_deploy_client
 from mlflow.exceptions import MlflowException
 
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 
     from mlflow_triton_plugin.plugin import TritonDeploymentClient
     from mlflow_triton_plugin.server import ModelState
+
+# CI draws the same examples each time: a failure there belongs to the change under test.
+settings.register_profile("mlflow-triton-plugin", derandomize=bool(os.environ.get("CI")))
+settings.load_profile("mlflow-triton-plugin")
 
 
 @pytest.fixture(scope="session", autouse=True)

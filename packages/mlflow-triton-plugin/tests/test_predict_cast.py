@@ -11,11 +11,12 @@ import ml_dtypes
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mlflow_triton_plugin.predict import InvalidInputError, ModelSchema, to_tensors
+from mlflow_triton_plugin.predict._arrays import array_of
 from triton_repo.tensors import DATATYPES, TensorSpec
 
 INTEGERS = [name for name in DATATYPES if "INT" in name]
@@ -161,7 +162,12 @@ def test_integers_become_floats_only_if_exactly_representable(
 
 
 @settings(deadline=None)
-@given(st.sampled_from(FLOATS), hnp.arrays(st.sampled_from(["i1", "i4", "i8", "u2", "u8"]), 4))
+@example("FP16", np.array([-(2**15)] * 4, np.int16))
+@example("BF16", np.array([-(2**15)] * 4, np.int16))
+@example("BF16", np.array([-(2**31)] * 4, np.int32))
+@example("FP32", np.array([-(2**31)] * 4, np.int32))
+@example("FP64", np.array([-(2**63)] * 4, np.int64))
+@given(st.sampled_from(FLOATS), hnp.arrays(hnp.integer_dtypes() | hnp.unsigned_integer_dtypes(), 4))
 def test_integer_arrays_become_floats_only_if_every_value_is_kept(
     datatype: str, array: np.ndarray[Any, Any]
 ) -> None:
@@ -185,6 +191,32 @@ def test_a_large_integer_beside_a_float_is_not_rounded_on_the_way() -> None:
     assert cast([1.0, 2**53 + 1], "INT64").tolist() == [1, 2**53 + 1]
     assert cast([-1, 2**63], "FP64").tolist() == [-1.0, 2.0**63]
     assert "9007199254740993 at [1]" in refusal([1.5, 2**53 + 1], "FP64")
+
+
+@pytest.mark.parametrize(
+    ("datatype", "integer"), [("FP16", 2049), ("BF16", 257), ("FP32", 2**24 + 1)]
+)
+@pytest.mark.parametrize("beside", [0.5, np.float32(0.5), float("nan"), None])
+def test_an_integer_beside_a_float_is_exact_or_refused(
+    datatype: str, integer: int, beside: object
+) -> None:
+    for values in ([[integer, beside]], [(beside, integer)], [np.array([integer]), [beside]]):
+        with pytest.raises(InvalidInputError, match=rf"{integer} at .* has no exact {datatype}"):
+            to_tensors({"x": values}, one(datatype, -1, -1))
+    assert cast([integer - 1, beside], datatype)[0] == integer - 1
+    assert cast([float(integer), 0.5], datatype)[1] == 0.5
+
+
+def test_integer_columns_beside_float_columns_are_exact_or_refused() -> None:
+    frame = pd.DataFrame({"a": [2**24 + 1], "b": [0.5]})
+    with pytest.raises(InvalidInputError, match=r"16777217 at \[0, 0\] has no exact FP32"):
+        to_tensors(frame, one("FP32", -1, 2))
+    assert to_tensors(frame - 1.0, one("FP32", -1, 2))["x"].tolist() == [[2.0**24, -0.5]]
+
+
+def test_lists_of_floats_alone_do_not_become_objects() -> None:
+    for values in ([[300.0, 0.5]], [(300.0,), [True]], [np.array([300.0]), [0.5]]):
+        assert array_of(values, "x").dtype == np.float64
 
 
 def test_a_large_integer_column_beside_a_float_column_is_not_rounded_on_the_way() -> None:

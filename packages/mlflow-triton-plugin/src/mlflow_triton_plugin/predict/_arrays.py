@@ -1,7 +1,7 @@
 """One tensor's values, however they are held, to one numpy array that has lost nothing.
 
-`numpy.array` on its own makes floats of large integers that stand beside floats, text of numbers
-that stand beside text, and unreadable complaints of ragged lists.
+`numpy.array` on its own makes floats of integers beside floats, which are then rounded as floats
+are; text of numbers beside text; and unreadable complaints of ragged lists.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ import numpy as np
 from mlflow_triton_plugin.predict._schema import InvalidInputError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import pandas as pd
     from numpy.typing import NDArray
 
 __all__ = ["array_of", "is_frame", "is_series"]
 
-#: From here on a float64 no longer tells neighbouring integers apart.
-_FIRST_INEXACT = 2.0**53
+#: Up to here every integer is exact in every float type that a model takes; BF16 has 8 bits.
+_LAST_EXACT = 2.0**8
 _NESTED = (list, tuple, np.ndarray)
+_INTEGERS, _FLOATS = (int, np.integer), (float, bool, np.floating, np.bool_)
 
 
 def array_of(value: object, name: str) -> NDArray[Any]:
@@ -80,25 +83,49 @@ def _from_object(value: object, name: str) -> NDArray[Any]:
 
 def _from_frame(frame: pd.DataFrame, name: str) -> NDArray[Any]:
     array = frame.to_numpy()
-    if _may_have_rounded(array) and len(set(frame.dtypes)) > 1:
+    dtypes = set(frame.dtypes)
+    mixed = len(dtypes) > 1 and any(dtype.kind in "iu" for dtype in dtypes)
+    if mixed and _may_hide_integers(array):
         array = frame.to_numpy(dtype=object)
     return array if array.dtype.kind != "O" else _renested(array, name)
 
 
-def _may_have_rounded(array: NDArray[Any]) -> bool:
-    return array.dtype.kind == "f" and bool(
-        (np.isfinite(array) & (np.abs(array) >= _FIRST_INEXACT)).any()
-    )
+def _may_hide_integers(array: NDArray[Any]) -> bool:
+    """Whether floats have whole numbers so large that some float type would round integers."""
+    if array.dtype.kind != "f":
+        return False
+    large = array[np.isfinite(array) & (np.abs(array) > _LAST_EXACT)]
+    return bool((large == np.trunc(large)).any())
 
 
-def _from_nested(value: object, name: str) -> NDArray[Any]:
+def _has_integers(rows: Iterable[Any]) -> bool:
+    """Whether nested lists have an integer anywhere; each level is looked at by its types."""
+    level = list(rows)
+    while level:
+        types = set(map(type, level))
+        if any(issubclass(each, _INTEGERS) and each is not bool for each in types):
+            return True
+        nested = [each for each in types if not issubclass(each, _FLOATS)]
+        if not nested:
+            return False
+        deeper: list[Any] = []
+        for each in level:
+            if isinstance(each, (list, tuple, range)):
+                deeper.extend(each)
+            elif hasattr(each, "__array__") and np.asarray(each).dtype.kind in "iuO":
+                return True
+        level = deeper
+    return False
+
+
+def _from_nested(value: Iterable[Any], name: str) -> NDArray[Any]:
     try:
         array = np.array(value)
     except (ValueError, TypeError, OverflowError):
         _refuse_ragged(value, name)
         return _objects(value)
     # Numbers beside text became text, beside dates dates, beside floats floats: begin again.
-    if array.dtype.kind in "USOMmc" or _may_have_rounded(array):
+    if array.dtype.kind in "USOMmc" or (_may_hide_integers(array) and _has_integers(value)):
         return _objects(value)
     return array
 

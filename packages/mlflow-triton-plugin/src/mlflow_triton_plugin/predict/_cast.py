@@ -160,8 +160,10 @@ def _inexact(array: NDArray[Any], datatype: str) -> NDArray[np.bool_] | None:
     bits, largest = _FLOATS[datatype]
     if np.iinfo(array.dtype).max <= 2**bits:
         return None
-    # The smallest int64 is its own abs, and read as uint64 that is its magnitude.
-    magnitude = np.abs(array).astype(np.uint64)
+    # Wide first: the smallest integer of a type is its own abs. That of int64, read as uint64, is
+    # its magnitude.
+    wide = array.astype(np.int64, copy=False) if array.dtype.kind == "i" else array
+    magnitude = np.abs(wide).astype(np.uint64)
     if magnitude.max() <= np.uint64(2**bits):
         return None
     one = np.uint64(1)
