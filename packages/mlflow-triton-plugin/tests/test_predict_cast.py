@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
 import sys
 from decimal import Decimal
@@ -388,6 +389,63 @@ def test_a_date_becomes_iso_8601_text(date: object, text: bytes) -> None:
 def test_every_spelling_of_a_date_gives_the_same_text(date: dt.datetime) -> None:
     spellings = [date, pd.Timestamp(date), np.datetime64(date), np.datetime64(date, "ns")]
     assert set(cast(spellings, "BYTES")) == {date.isoformat().encode()}
+
+
+def of_type(values: object, bytes_type: str, *shape: int) -> list[Any]:
+    spec = TensorSpec("x", "BYTES", shape or (-1,))
+    schema = ModelSchema("m", "1", (spec,), (), bytes_types={"x": bytes_type})
+    found: list[Any] = to_tensors({"x": values}, schema)["x"].tolist()
+    return found
+
+
+def type_refusal(value: object, bytes_type: str) -> str:
+    with pytest.raises(InvalidInputError) as caught:
+        of_type([value], bytes_type)
+    assert caught.value.input == "x"
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_text_for_a_binary_column_is_base64() -> None:
+    assert of_type(["Af8=", b"Af8=", {"b64": "Af8="}], "binary") == [b"\1\xff", b"Af8=", b"\1\xff"]
+    assert of_type(pd.Series(["Af8=", ""]), "binary") == [b"\1\xff", b""]
+    assert of_type([["Af8=", "/wA="]], "binary", -1, -1) == [[b"\1\xff", b"\xff\0"]]
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=200))
+def test_base64_as_mlflow_writes_it_into_input_examples_is_read(content: bytes) -> None:
+    assert of_type([base64.encodebytes(content).decode()], "binary") == [content]
+
+
+@pytest.mark.parametrize("text", ["Af8", "hello!", "é", "_-8="])
+def test_other_text_for_a_binary_column_is_refused(text: str) -> None:
+    assert "at [0] is not valid base64, and x takes binary" in type_refusal(text, "binary")
+
+
+@pytest.mark.parametrize(
+    "date", [dt.date(2024, 1, 2), pd.Timestamp("2024-01-02"), np.datetime64("2024-01-02", "ns")]
+)
+def test_a_date_is_taken_by_datetime_columns_only(date: Any) -> None:
+    """`pandas.read_json` makes one of text, whose spelling is lost."""
+    for bytes_type in ("string", "binary", "bytes"):
+        said = type_refusal(date, bytes_type)
+        assert f"at [0] is a date, and x takes {bytes_type}. If it was text: " in said
+        assert '{"inputs": {"x": [...]}}' in said
+    assert of_type([date], "datetime")[0].startswith(b"2024-01-02")
+    assert of_type(["2024-01-02"], "datetime") == [b"2024-01-02"]
+
+
+@pytest.mark.parametrize("value", [b"a", np.bytes_(b"a"), {"b64": "YQ=="}])
+def test_bytes_are_refused_by_string_columns_and_taken_by_tensors_of_text(value: object) -> None:
+    assert "at [0] is bytes, and x takes strings" in type_refusal(value, "string")
+    assert of_type([value, "é"], "bytes") == [b"a", "é".encode()]
+
+
+def test_a_missing_value_or_a_number_is_refused_whatever_bytes_hold() -> None:
+    for bytes_type in ("string", "binary", "datetime", "bytes"):
+        assert "is a missing value" in type_refusal(None, bytes_type)
+        assert "is a number" in type_refusal(1, bytes_type)
 
 
 @pytest.mark.parametrize("datatype", NUMBERS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -14,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlflow_triton_plugin.predict import InvalidInputError, ModelSchema, to_tensors
+from mlflow_triton_plugin.predict import InvalidInputError, ModelSchema, names_text, to_tensors
 from triton_repo.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -521,3 +522,68 @@ def test_several_chats_are_rows_of_lists() -> None:
     wanted = {"messages": [[MESSAGES], [MESSAGES[:1]]], "temperature": [[0.5], [1.0]]}
     assert chat_rows(two) == wanted
     assert chat_rows(pd.DataFrame(two)) == wanted
+
+
+# -- columns without names -------------------------------------------------------------------------
+
+UNNAMED = ModelSchema("m", "1", (TensorSpec("inputs", "BYTES", (-1, 1)),), (), 8, is_unnamed=True)
+PAIR = ModelSchema("m", "1", (fp32("0", -1, 1), fp32("1", -1, 1)), (), 8, is_unnamed=True)
+
+
+def read(content: object) -> pd.DataFrame:
+    return pd.read_json(io.StringIO(json.dumps(content)))
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        pd.DataFrame({"text": ["a", "b"]}),
+        pd.Series(["a", "b"], name="text"),
+        {"dataframe_split": {"columns": ["text"], "data": [["a"], ["b"]]}},
+        {"columns": ["text"], "index": [0, 1], "data": [["a"], ["b"]]},
+        {"dataframe_records": [{"text": "a"}, {"text": "b"}]},
+        {"text": ["a", "b"]},
+        [{"text": "a"}, {"text": "b"}],
+        read([{"text": "a"}, {"text": "b"}]),
+        read({"dataframe_split": {"columns": ["text"], "data": [["a"], ["b"]]}}),
+    ],
+)
+def test_the_names_of_a_table_are_sent_where_the_model_has_none(table: Any) -> None:
+    assert to_tensors(table, UNNAMED)["inputs"].tolist() == [[b"a"], [b"b"]]
+    assert json.loads(names_text(table, UNNAMED)) == ["text"]
+    assert not names_text(table, replace(UNNAMED, is_unnamed=False))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["a", "b"],
+        [["a"], ["b"]],
+        np.array([["a"], ["b"]]),
+        pd.DataFrame(["a", "b"]),
+        pd.Series(["a", "b"]),
+        {"inputs": ["a", "b"]},
+        read({"inputs": ["a", "b"]}),
+        read([["a"], ["b"]]),
+    ],
+)
+def test_what_has_no_names_sends_none(values: Any) -> None:
+    assert to_tensors(values, UNNAMED)["inputs"].tolist() == [[b"a"], [b"b"]]
+    assert not names_text(values, UNNAMED)
+
+
+def test_several_columns_without_names_are_in_the_tables_order() -> None:
+    frame = pd.DataFrame({"w": [1.0, 2.0], "h": [3.0, 4.0]})
+    for table in (frame, frame.to_dict("list"), frame.to_dict("records")):
+        tensors = to_tensors(table, PAIR)
+        assert {name: array.tolist() for name, array in tensors.items()} == {
+            "0": [[1.0], [2.0]],
+            "1": [[3.0], [4.0]],
+        }
+        assert json.loads(names_text(table, PAIR)) == ["w", "h"]
+    assert not names_text({"0": [1.0], "1": [2.0]}, PAIR)
+
+
+def test_another_number_of_columns_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match=r"takes 2 columns without names, the table has 1"):
+        to_tensors(pd.DataFrame({"w": [1.0]}), PAIR)

@@ -137,6 +137,32 @@ def test_inputs_that_take_lists_of_objects_are_said(tmp_path: Path) -> None:
     assert json.loads(config.parameters["mlflow_json_lists"]) == ["m"]
 
 
+def test_what_bytes_hold_is_said(tmp_path: Path) -> None:
+    inputs = [column(kind, kind) for kind in ("string", "binary", "datetime", "any", "long")]
+    inputs.append(column("binaries", array(array({"type": "binary"}))))
+    types = config_of(tmp_path, inputs=inputs, outputs=LONG).parameters["mlflow_types"]
+    assert json.loads(types) == {
+        "string": "string",
+        "binary": "binary",
+        "datetime": "datetime",
+        "binaries": "binary",
+    }
+    tensors = [tensor(dtype, dtype, -1) for dtype in ("str", "object", "bytes", "<U5", "int64")]
+    types = config_of(tmp_path, inputs=tensors, outputs=LONG).parameters["mlflow_types"]
+    assert json.loads(types) == dict.fromkeys(["str", "object", "bytes", "<U5"], "bytes")
+
+
+def test_columns_without_names_are_said(tmp_path: Path) -> None:
+    def is_said(*inputs: dict[str, Any]) -> bool:
+        parameters = config_of(tmp_path, inputs=list(inputs), outputs=LONG).parameters
+        return parameters.get("mlflow_unnamed") == "true"
+
+    assert is_said(column(None, "string"))
+    assert is_said(column(None, "long"), column(None, "double"))
+    assert not is_said(column("x", "string"))
+    assert not is_said(tensor(None, "float32", -1, 2))
+
+
 @pytest.mark.parametrize("name", ["choices", "messages"])
 def test_a_chat_answers_one_json_text_whatever_its_keys(tmp_path: Path, name: str) -> None:
     """Triton has no optional outputs, and pieces have other keys than answers."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from threading import Event
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, Schema
 
 import triton_repo.flavors
 
@@ -90,3 +94,31 @@ def test_so_does_an_answer_to_predict(shim: Any, outputs: int, error: str | None
     assert [flags for _, flags in sender.sent] == [0, FINAL]
     last = sender.sent[-1][0]
     assert (last and last.error) == error
+
+
+@pytest.mark.parametrize(
+    ("parameters", "wanted"),
+    [
+        ("", [0, 1]),
+        ('{"mlflow_params": "{}"}', [0, 1]),
+        ({"mlflow_names": '["w", 7]'}, ["w", 7]),
+        ({"mlflow_names": '["w"]'}, [0, 1]),
+        ({"mlflow_names": 1}, [0, 1]),
+    ],
+)
+def test_columns_without_names_have_the_callers(shim: Any, parameters: Any, wanted: Any) -> None:
+    signature = ModelSignature(Schema([ColSpec("string"), ColSpec("long")]))
+    given = shim.Given(["0", "1"], signature, from_hints=False)
+    text = json.dumps(parameters) if isinstance(parameters, dict) else parameters
+    arrays = {"0": np.array([[b"a"]], dtype=object), "1": np.array([[1]])}
+    frame = given.data(arrays, text)
+    assert frame.columns.tolist() == wanted
+    assert frame.to_numpy().tolist() == [["a", 1]]
+    assert given.params(text) is None
+
+
+def test_a_signatures_own_names_count(shim: Any) -> None:
+    signature = ModelSignature(Schema([ColSpec("long", "x")]))
+    given = shim.Given(["x"], signature, from_hints=False)
+    frame = given.data({"x": np.array([[1]])}, json.dumps({"mlflow_names": '["y"]'}))
+    assert frame.columns.tolist() == ["x"]

@@ -12,7 +12,13 @@ from mlflow_triton_plugin.errors import (
     RequestRefusedError,
     ServerUnavailableError,
 )
-from mlflow_triton_plugin.predict import InvalidInputError, json_values, params_text, to_tensors
+from mlflow_triton_plugin.predict import (
+    InvalidInputError,
+    json_values,
+    names_text,
+    params_text,
+    to_tensors,
+)
 from mlflow_triton_plugin.response import Prediction
 from triton_repo.errors import InvalidNameError
 from triton_repo.names import check_name
@@ -98,14 +104,16 @@ class Predictor:
     def _send(self, inputs: Any, schema: ModelSchema) -> Prediction:
         tensors = to_tensors(inputs, schema)
         params = params_text(inputs, schema)
+        names = names_text(inputs, schema)
         result = self._ask(
-            lambda server: server.infer(schema.name, schema.version, tensors, schema, params)
+            lambda server: server.infer(schema.name, schema.version, tensors, schema, params, names)
         )
         return _prediction(result, schema)
 
     def _begin(self, inputs: Any, schema: ModelSchema) -> Iterator[Prediction]:
         tensors = to_tensors(inputs, schema)
         params = params_text(inputs, schema)
+        names = names_text(inputs, schema)
         if schema.decoupled is False:
             raise RequestRefusedError(
                 f"{schema} answers at once, not in pieces; ask predict, or deploy a model that has "
@@ -117,7 +125,7 @@ class Predictor:
             )
 
         def begun(server: TritonServer) -> tuple[InferResult | None, Generator[InferResult]]:
-            results = server.stream(schema.name, schema.version, tensors, schema, params)
+            results = server.stream(schema.name, schema.version, tensors, schema, params, names)
             return next(results, None), results
 
         first, others = self._ask(begun)

@@ -153,6 +153,30 @@ def test_without_an_output_signature_rows_are_objects(
     assert json.loads(answered.to_json())["outputs"]["predictions"][0] == [{"p": 2.0, "q": 1.5}]
 
 
+def test_what_the_caller_named_and_wrote_reaches_the_model(
+    deploy: Deploy, pyfunc_client: TritonDeploymentClient, pyfunc_triton: LocalTriton,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    outputs = Schema([ColSpec("string", "y")])
+    unnamed = Schema([ColSpec("string"), ColSpec("binary")])
+    name, uri = deploy(custom.Described(), signature=ModelSignature(unnamed, outputs))
+    frame = pd.DataFrame({"text": ["a", "b"], "blob": [b"\1\xff", b"a"]})
+    wanted = mlflow.pyfunc.load_model(uri).predict(frame)
+    assert wanted[0] == "['text', 'blob'] ['a', b'\\x01\\xff']"
+    monkeypatch.setenv("TRITON_URL", pyfunc_triton.http_url)
+    in_json = {"columns": ["text", "blob"], "data": [["a", "Af8="], ["b", "YQ=="]]}
+    for client in (pyfunc_client, get_deploy_client("triton")):
+        for table in (frame, {"dataframe_split": in_json}):
+            answered = client.predict(name, table)["outputs"]["y"].reshape(-1).tolist()
+            assert [_text(each) for each in answered] == wanted
+    with pytest.raises(MlflowException, match=r"input 0: .* at \[0, 0\] is a date"):
+        pyfunc_client.predict(name, frame.assign(text=pd.Timestamp("2024-01-02")))
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
 def test_lists_of_strings(deploy: Deploy, pyfunc_client: TritonDeploymentClient) -> None:
     name, uri = deploy(custom.Upper())
     given = ["a", "bü", ""]

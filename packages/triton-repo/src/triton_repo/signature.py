@@ -36,6 +36,8 @@ class Column:
         problem: why there is none.
         is_json: whether its values are JSON on the way.
         is_list: whether each of them is a list.
+        bytes_type: what BYTES hold that are not JSON: `string`, `binary`, `datetime`, and `bytes`
+            for a tensor of text or bytes.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Column:
     problem: str = ""
     is_json: bool = False
     is_list: bool = False
+    bytes_type: str = ""
 
 
 def columns_of(document: Iterable[object]) -> list[Column]:
@@ -72,7 +75,15 @@ def _column(document: Mapping[str, Any]) -> Column:
     # a list of objects is one JSON text
     shape = (-1, *([-1] * (0 if is_json else levels) or [1]))
     spec = TensorSpec(name, datatype, shape, optional)
-    return Column(name, shown, is_tensor=False, spec=spec, is_json=is_json, is_list=levels > 0)
+    return Column(
+        name,
+        shown,
+        is_tensor=False,
+        spec=spec,
+        is_json=is_json,
+        is_list=levels > 0,
+        bytes_type=kind if datatype == "BYTES" and not is_json else "",
+    )
 
 
 def _tensor(document: Mapping[str, Any], name: str, *, optional: bool) -> Column:
@@ -90,7 +101,9 @@ def _tensor(document: Mapping[str, Any], name: str, *, optional: bool) -> Column
         datatype = datatype_of(tensor=dtype).name
     except ConfigError:
         return Column(name, shown, is_tensor=True, spec=None, problem="Triton has no such type")
-    return Column(name, shown, is_tensor=True, spec=TensorSpec(name, datatype, shape, optional))
+    spec = TensorSpec(name, datatype, shape, optional)
+    bytes_type = "bytes" if datatype == "BYTES" else ""
+    return Column(name, shown, is_tensor=True, spec=spec, bytes_type=bytes_type)
 
 
 def _unnested(document: Mapping[str, Any]) -> tuple[int, Mapping[str, Any]]:

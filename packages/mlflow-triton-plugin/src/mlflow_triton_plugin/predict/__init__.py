@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow_triton_plugin.predict._arrays import array_of
 from mlflow_triton_plugin.predict._cast import cast, shown
 from mlflow_triton_plugin.predict._forms import named, parameters
-from mlflow_triton_plugin.predict._json import json_texts, json_values, params_text
+from mlflow_triton_plugin.predict._json import json_texts, json_values, names_text, params_text
 from mlflow_triton_plugin.predict._schema import InvalidInputError, ModelSchema
 from triton_repo.tensors import shape_fits
 
@@ -27,7 +27,14 @@ if TYPE_CHECKING:
 
     from triton_repo.tensors import TensorSpec
 
-__all__ = ["InvalidInputError", "ModelSchema", "json_values", "params_text", "to_tensors"]
+__all__ = [
+    "InvalidInputError",
+    "ModelSchema",
+    "json_values",
+    "names_text",
+    "params_text",
+    "to_tensors",
+]
 
 
 def to_tensors(inputs: object, schema: ModelSchema) -> dict[str, NDArray[Any]]:
@@ -66,7 +73,8 @@ def _tensor(value: object, spec: TensorSpec, schema: ModelSchema) -> NDArray[Any
     if array.ndim == 1 and _is_one_value_a_row(spec):
         array = array.reshape(-1, *spec.shape[1:])
     _check_shape(array, spec, schema)
-    return cast(array, spec, rounds=bool(schema.columns))
+    bytes_type = schema.bytes_types.get(spec.name, "")
+    return cast(array, spec, rounds=bool(schema.columns), bytes_type=bytes_type)
 
 
 # -- names -----------------------------------------------------------------------------------------

@@ -9,10 +9,22 @@ The rule, by what is sent (down) and what the model takes (across):
 | float              | 0 and 1 | whole and in range    | rounded to the nearest,     | refused   |
 |                    |         |                       | unless that makes infinity  |           |
 | None, NaN, NA, NaT | refused | refused               | NaN                         | refused   |
-| str                | refused | refused, never parsed | refused, never parsed       | UTF-8     |
-| bytes              | refused | refused               | refused                     | as is     |
-| date, datetime     | refused | refused               | refused                     | ISO-8601  |
-| {"b64": "…"}       | refused | refused               | refused                     | decoded   |
+| str                | refused | refused, never parsed | refused, never parsed       | see below |
+| bytes              | refused | refused               | refused                     | see below |
+| date, datetime     | refused | refused               | refused                     | see below |
+| {"b64": "…"}       | refused | refused               | refused                     | as bytes  |
+
+BYTES, by the type that MLflow's signature gives the input (`mlflow_types` in config.pbtxt):
+
+|                    | unknown  | string  | binary  | datetime | bytes (a tensor) |
+| ------------------ | -------- | ------- | ------- | -------- | ---------------- |
+| str                | UTF-8    | UTF-8   | base64  | UTF-8    | UTF-8            |
+| bytes              | as is    | refused | as is   | as is    | as is            |
+| date, datetime     | ISO-8601 | refused | refused | ISO-8601 | refused          |
+
+Text for a binary column is base64, as in MLflow's scoring protocol. A date for a string column is
+refused: `pandas.read_json` makes one of text, and its spelling is lost. The model decodes the bytes
+of a string column, where MLflow's own would be given bytes.
 
 Rounding is normal for floats (Python's are float64, models take FP32) and never for integers: an
 id of 2**24 + 1 sent to an FP32 input would silently become another id. None is NaN for floats
@@ -34,7 +46,7 @@ import numpy as np
 from mlflow_triton_plugin.predict._schema import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -54,13 +66,16 @@ _NUMBER_KINDS = {"b": "bool", "i": "int", "u": "int", "f": "float"}
 _LONGEST_SHOWN = 60
 
 
-def cast(array: NDArray[Any], spec: TensorSpec, *, rounds: bool = False) -> NDArray[Any]:
+def cast(
+    array: NDArray[Any], spec: TensorSpec, *, rounds: bool = False, bytes_type: str = ""
+) -> NDArray[Any]:
     """Give the values the input's type, in C order, without a copy where nothing changes.
 
     Args:
         array: numbers, text, dates, or an object array of such values.
         spec: the input they are for.
         rounds: whether integers are rounded as fractions are, where that is a float.
+        bytes_type: what BYTES hold, see `ModelSchema`; empty where that is unknown.
 
     Returns:
         An array of `spec.dtype`; the same object when it is one already. BYTES arrays hold `bytes`;
@@ -73,7 +88,7 @@ def cast(array: NDArray[Any], spec: TensorSpec, *, rounds: bool = False) -> NDAr
     if array.dtype == spec.dtype and datatype not in ("BYTES", "BF16"):
         return array if array.flags.c_contiguous else array.copy(order="C")
     if datatype == "BYTES":
-        return _to_bytes(array, spec)
+        return _to_bytes(array, spec, bytes_type)
     if array.dtype.name == "bfloat16":  # ml_dtypes; numpy itself knows it only as a void
         array = array.astype(np.float32)
     if rounds and datatype in _FLOATS:
@@ -266,31 +281,51 @@ def _fits(value: int, spec: TensorSpec) -> bool:
 # -- anything to BYTES -----------------------------------------------------------------------------
 
 
-def _to_bytes(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
+#: The kinds of values that BYTES are made of, by what they hold.
+_TAKEN = {
+    "string": ("text",),
+    "binary": ("text", "bytes"),
+    "bytes": ("text", "bytes"),
+}
+_TAKEN_OTHERWISE = ("text", "bytes", "date")
+
+
+def _to_bytes(array: NDArray[Any], spec: TensorSpec, bytes_type: str) -> NDArray[Any]:
     values = list(array.ravel())
-    if array.dtype == object and set(map(type, values)) <= {bytes}:
+    taken = _TAKEN.get(bytes_type, _TAKEN_OTHERWISE)
+    if array.dtype == object and set(map(type, values)) <= {bytes} and "bytes" in taken:
         return array if array.flags.c_contiguous else array.copy(order="C")
+    encode = _from_base64 if bytes_type == "binary" else str.encode
     encoded = np.empty(len(values), dtype=object)
     for position, value in enumerate(values):
-        encoded[position] = as_bytes = _encoded(value)
+        encoded[position] = as_bytes = _encoded(value, taken, encode)
         if as_bytes is None:
-            raise _refusal(spec, array.shape, position, value)
+            raise _refusal(spec, array.shape, position, value, bytes_type)
     return encoded.reshape(array.shape)
 
 
-def _encoded(value: Any) -> bytes | None:
+def _encoded(value: Any, taken: Sequence[str], encode: Callable[[str], bytes]) -> bytes | None:
     """The value's bytes, or None if it has none."""
-    kind = _kind(type(value))
+    kind = "bytes" if is_bytes_object(value) else _kind(type(value))
+    if kind not in taken:
+        return None
     try:
         if kind == "text":
-            return str(value).encode()
+            return encode(str(value))
         if kind == "date":
             return _iso_8601(value)
-        if kind == "bytes":
-            return bytes(value)
-        return base64.b64decode(value["b64"], validate=True) if is_bytes_object(value) else None
+        return _from_base64(value["b64"]) if isinstance(value, dict) else bytes(value)
     except ValueError:  # a lone surrogate; not base64
         return None
+
+
+def _from_base64(text: str) -> bytes:
+    """The bytes of base64 text, which MLflow breaks into lines.
+
+    Raises:
+        ValueError: it is none.
+    """
+    return base64.b64decode("".join(text.split()), validate=True)
 
 
 def is_bytes_object(value: object) -> bool:
@@ -314,10 +349,15 @@ def _iso_8601(value: dt.date | np.datetime64) -> bytes | None:
 # -- what to say -----------------------------------------------------------------------------------
 
 
-def _refusal(spec: TensorSpec, shape: Sequence[int], index: int, value: Any) -> InvalidInputError:
+def _refusal(
+    spec: TensorSpec, shape: Sequence[int], index: int, value: Any, bytes_type: str = ""
+) -> InvalidInputError:
     position = [int(i) for i in np.unravel_index(index, tuple(shape))]
     where = f" at {position}" if position else ""
-    why = _why_no_bytes(value, spec) if spec.datatype == "BYTES" else _why_no_number(value, spec)
+    if spec.datatype == "BYTES":
+        why = _why_no_bytes(value, spec, bytes_type)
+    else:
+        why = _why_no_number(value, spec)
     return InvalidInputError(f"input {spec.name}: {shown(value)}{where} {why}", input=spec.name)
 
 
@@ -336,7 +376,7 @@ def _is_missing(value: Any) -> bool:
     return kind == "missing"
 
 
-def _why_no_bytes(value: Any, spec: TensorSpec) -> str:
+def _why_no_bytes(value: Any, spec: TensorSpec, bytes_type: str) -> str:
     kind = _kind(type(value))
     if _is_missing(value):
         return "is a missing value, and BYTES has none; send a string, such as an empty one"
@@ -345,8 +385,17 @@ def _why_no_bytes(value: Any, spec: TensorSpec) -> str:
             f"is a number, and {spec.name} takes BYTES (text). If it was text: {_READ_JSON} "
             f'turns text like "00123" into numbers{_SEND_INSIDE.format(name=spec.name)}'
         )
+    if kind == "date":
+        return (
+            f"is a date, and {spec.name} takes {bytes_type}. If it was text: {_READ_JSON} "
+            f'turns text like "2024-01-02" into dates{_SEND_INSIDE.format(name=spec.name)}'
+        )
+    if kind == "text" and bytes_type == "binary":
+        return f"is not valid base64, and {spec.name} takes binary; send base64 text, or bytes"
     if kind == "text":
         return "has a lone surrogate, which UTF-8 cannot write; send bytes"
+    if bytes_type == "string" and (kind == "bytes" or is_bytes_object(value)):
+        return f"is bytes, and {spec.name} takes strings; send text, such as value.decode()"
     if is_bytes_object(value):
         return "is not valid base64"
     return f'is of type {type(value).__name__}; BYTES takes str, bytes, dates and {{"b64": "…"}}'

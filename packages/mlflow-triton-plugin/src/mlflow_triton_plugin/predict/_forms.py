@@ -13,7 +13,8 @@
 
 Where the model's configuration names the feature columns (`mlflow_columns`), they are put in its
 order, a dict of them is a table too, and other names are refused; without, it is the frame's order
-that counts.
+that counts. So it is where MLflow's model has columns without names (`mlflow_unnamed`): it is given
+the table's own names, as in process.
 
 A dict is one row, as it is to MLflow, where its values cannot be read otherwise: it has a list of
 no lists for an input that takes a list in each row. To all other models a list is rows.
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from mlflow_triton_plugin.predict._schema import ModelSchema
     from triton_repo.tensors import TensorSpec
 
-__all__ = ["named", "parameters"]
+__all__ = ["column_names", "named", "parameters"]
 
 _WRAPPERS = ("inputs", "instances", "dataframe_split", "dataframe_records")
 #: What may stand beside a wrapper's key. Ignoring a choice of outputs is harmless: all come back.
@@ -89,6 +90,38 @@ def parameters(inputs: object, schema: ModelSchema) -> Mapping[str, object]:
         return {}
     found = [(key, inputs[key]) for key in sorted(_PARAMETERS & set(inputs)) if inputs[key]]
     return {name: value for key, given in found for name, value in _known(key, given, schema)}
+
+
+def column_names(inputs: object, schema: ModelSchema) -> Sequence[object]:
+    """The names of a table's columns, for a model whose own have none; empty for what is no table.
+
+    Columns that pandas has numbered have numbers.
+    """
+    if not schema.is_unnamed:
+        return ()
+    if is_frame(inputs):
+        inputs = _as_it_was_in_the_file(inputs, schema) or inputs
+    wrapper = _wrapper(inputs, schema) if isinstance(inputs, Mapping) else None
+    if isinstance(inputs, Mapping) and wrapper is not None:
+        content = inputs if wrapper == "columns" else inputs[wrapper]
+        if wrapper in ("columns", "dataframe_split") and isinstance(content, Mapping):
+            return list(content["columns"])
+        inputs = content
+    return _labels(inputs, schema)
+
+
+def _labels(values: object, schema: ModelSchema) -> Sequence[object]:
+    if is_frame(values):
+        labels: list[object] = values.columns.tolist()
+        # read_json makes a column of the wrapper's key, which is also what we call the input
+        return [] if labels == ["inputs"] else labels
+    if is_series(values):
+        return [] if values.name is None else [values.name]
+    if _is_list_of_dicts(values) and not _are_objects(values, schema):
+        return [] if all(map(is_bytes_object, values)) else list(_records(values).names)
+    if isinstance(values, Mapping) and not is_bytes_object(values):
+        return [] if schema.inputs_by_name.keys() >= values.keys() else list(values)
+    return []
 
 
 def _known(key: str, given: object, schema: ModelSchema) -> Iterator[tuple[str, object]]:
@@ -166,7 +199,8 @@ def _of_names(values: Mapping[Any, object], schema: ModelSchema) -> Mapping[str,
     named = {str(name): value for name, value in values.items()}
     if any(_has_no_lists(named[name]) for name in schema.json_lists & named.keys()):
         return {name: [value] for name, value in named.items()}
-    if schema.columns and named and schema.inputs_by_name.keys().isdisjoint(named):
+    is_table = schema.columns or schema.is_unnamed
+    if is_table and named and schema.inputs_by_name.keys().isdisjoint(named):
         return _of_table(_Columns(named), schema)
     return named
 
@@ -353,6 +387,8 @@ def _records(records: Sequence[Mapping[Any, object]]) -> _Rows:
 
 def _of_table(table: _Table, schema: ModelSchema) -> Mapping[str, object]:
     names, specs = table.names, schema.inputs_by_name
+    if schema.is_unnamed and specs.keys().isdisjoint(names):
+        return _by_position(table, schema)
     if specs.keys().isdisjoint(names):
         features = _feature_matrix(table, schema)
         if features is not None:
@@ -366,6 +402,25 @@ def _of_table(table: _Table, schema: ModelSchema) -> Mapping[str, object]:
     return {
         name: _cells(table.column(position), specs[name], schema) if name in specs else None
         for position, name in enumerate(names)
+    }
+
+
+def _by_position(table: _Table, schema: ModelSchema) -> Mapping[str, object]:
+    """The columns for inputs whose names are but positions.
+
+    Raises:
+        InvalidInputError: there are more or fewer.
+    """
+    names, specs = table.names, schema.inputs
+    if len(names) != len(specs):
+        raise InvalidInputError(
+            f"{schema} takes {len(specs)} column{'s'[: len(specs) != 1]} without names, the table "
+            f"has {len(names)} ({_shortened(names)}); send as many as that, in the order of the "
+            "signature"
+        )
+    return {
+        spec.name: _cells(table.column(position), spec, schema)
+        for position, spec in enumerate(specs)
     }
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import orjson
 
 from mlflow_triton_plugin.predict._arrays import is_series
-from mlflow_triton_plugin.predict._forms import parameters
+from mlflow_triton_plugin.predict._forms import column_names, parameters
 from mlflow_triton_plugin.predict._schema import InvalidInputError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mlflow_triton_plugin.predict._schema import ModelSchema
     from triton_repo.tensors import TensorSpec
 
-__all__ = ["json_texts", "json_values", "params_text"]
+__all__ = ["json_texts", "json_values", "names_text", "params_text"]
 
 #: What Python writes for the numbers that JSON has not, and what we do.
 _SPELLINGS = {
@@ -82,6 +82,18 @@ def params_text(inputs: object, schema: ModelSchema) -> str:
         return _text(given).decode() if given else ""
     except TypeError as exc:
         raise InvalidInputError(f"the parameters have no form in JSON: {exc}") from exc
+
+
+def names_text(inputs: object, schema: ModelSchema) -> str:
+    """The names of the columns that were given, for a model whose own have none, as a JSON list.
+
+    Empty where they are positions, which the model has without being told.
+    """
+    names = [
+        name if isinstance(name, (str, int)) else str(name)
+        for name in column_names(inputs, schema)
+    ]
+    return "" if names == list(range(len(names))) else json.dumps(names)
 
 
 def _text(value: object) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -42,6 +42,9 @@ class ModelSchema:
         json_outputs: as `json_inputs`, of outputs.
         columns: names of the columns of the only input, in order, where MLflow's model takes a
             table of them; empty where nobody knows.
+        bytes_types: what the BYTES of an input hold, by its name: `string`, `binary`, `datetime`,
+            `bytes` (text or bytes, in a tensor). Where it is unknown, whatever has bytes is taken.
+        is_unnamed: whether MLflow's model has columns without names: it is given the caller's.
         decoupled: whether a request may have any number of answers; None where that is unknown.
         ends_streams: whether another request can end one of these before its time.
     """
@@ -56,6 +59,8 @@ class ModelSchema:
     json_lists: frozenset[str] = frozenset()
     json_outputs: frozenset[str] = frozenset()
     columns: tuple[str, ...] = ()
+    bytes_types: Mapping[str, str] = field(default_factory=dict, hash=False)
+    is_unnamed: bool = False
     decoupled: bool | None = False
     ends_streams: bool = False
 

@@ -169,6 +169,7 @@ class TritonServer(Protocol):
             tensors: by input name.
             schema: what the model takes.
             params: for a `python_function`, see `predict.params_text`.
+            names: for a `python_function`, see `predict.names_text`.
             timeout_s: deadline; None for that of all requests.
 
         Raises:
@@ -184,6 +185,7 @@ class TritonServer(Protocol):
         tensors: Mapping[str, NDArray[Any]],
         schema: ModelSchema,
         params: str = "",
+        names: str = "",
     ) -> Generator[InferResult]:
         """Send one request, and take its answers as they come; see `infer`.
 

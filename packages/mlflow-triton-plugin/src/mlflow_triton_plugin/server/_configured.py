@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 from mlflow_triton_plugin.predict import ModelSchema
 from triton_repo.flavors import COLUMNS
-from triton_repo.flavors.pyfunc import JSON_INPUTS, JSON_LISTS, JSON_OUTPUTS, PARAMS, STREAMS
+from triton_repo.flavors.pyfunc import (
+    JSON_INPUTS,
+    JSON_LISTS,
+    JSON_OUTPUTS,
+    PARAMS,
+    STREAMS,
+    TYPES,
+    UNNAMED,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -59,17 +67,28 @@ class Configured:
             json_lists=frozenset(self._names(JSON_LISTS)),
             json_outputs=frozenset(self._names(JSON_OUTPUTS)),
             columns=tuple(self._names(COLUMNS)),
+            bytes_types=self._texts(TYPES),
+            is_unnamed=self.parameters.get(UNNAMED) == "true",
             decoupled=self.decoupled,
             ends_streams=STREAMS in self.parameters,
         )
 
     def _names(self, key: str) -> list[str]:
         """A list of names in JSON; somebody else's parameter of this name is none."""
-        try:
-            names = json.loads(self.parameters.get(key, "[]"))
-        except (ValueError, RecursionError):
-            return []
+        names = self._json(key)
         return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+    def _texts(self, key: str) -> dict[str, str]:
+        """An object of texts in JSON; somebody else's parameter of this name is none."""
+        texts = self._json(key)
+        items = texts.items() if isinstance(texts, dict) else ()
+        return {name: text for name, text in items if isinstance(text, str)}
+
+    def _json(self, key: str) -> object:
+        try:
+            return json.loads(self.parameters.get(key, "null"))
+        except (ValueError, RecursionError):
+            return None
 
 
 def schema_of(config: ModelConfig, *, model: str) -> ModelSchema:

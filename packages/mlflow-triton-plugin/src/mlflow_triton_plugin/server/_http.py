@@ -31,7 +31,7 @@ from mlflow_triton_plugin.server._translate import (
     named,
     raise_translated,
 )
-from triton_repo.flavors.pyfunc import PARAMS
+from triton_repo.flavors.pyfunc import NAMES, PARAMS
 
 if TYPE_CHECKING:
     import ssl
@@ -180,7 +180,7 @@ class HttpServer:
                 inputs,
                 model_version=version,
                 headers=self._headers(),
-                parameters={PARAMS: params} if params else None,
+                parameters=given or None,
             )
             answer = result.get_response()
             # the protocol lets the version out where there is only one
@@ -193,6 +193,7 @@ class HttpServer:
         tensors: Mapping[str, NDArray[Any]],  # noqa: ARG002
         schema: ModelSchema,  # noqa: ARG002
         params: str = "",  # noqa: ARG002
+        names: str = "",  # noqa: ARG002
     ) -> Generator[InferResult]:
         self._refuse_stream(model)
 

@@ -39,6 +39,7 @@ __all__ = [
     "JSON_INPUTS",
     "JSON_LISTS",
     "JSON_OUTPUTS",
+    "NAMES",
     "PARAMS",
     "PING",
     "SHIM_FILES",
@@ -46,6 +47,8 @@ __all__ = [
     "STREAMS",
     "STREAM_END",
     "STREAM_ID",
+    "TYPES",
+    "UNNAMED",
     "convert",
     "generate_config",
 ]
@@ -58,6 +61,12 @@ MODEL_FOLDER = "mlflow"
 #: everywhere, fractions.
 PARAMS, JSON_INPUTS, JSON_OUTPUTS = "mlflow_params", "mlflow_json_inputs", "mlflow_json_outputs"
 JSON_LISTS = "mlflow_json_lists"
+#: A parameter of config.pbtxt: a JSON object that says what the BYTES of an input hold, by its
+#: name; see `signature.Column.bytes_type`.
+TYPES = "mlflow_types"
+#: A parameter of config.pbtxt: `true` where the signature's columns have no names. The model is
+#: given those of the caller's table, which a request's own parameter NAMES holds as a JSON list.
+UNNAMED, NAMES = "mlflow_unnamed", "mlflow_names"
 #: A value of a request's PARAMS that asks whether the model's process lives: `model.py` answers
 #: without outputs, and does not ask the model. It is no JSON: a `model.py` of an earlier release
 #: refuses it, before it asks the model, too.
@@ -150,6 +159,7 @@ def generate_config(artifact: ModelArtifact, *, name: str) -> ModelConfig:
         JSON_OUTPUTS: [spec.name for spec in json_outputs],
     }
     parameters = {key: json.dumps(names) for key, names in as_json.items() if names}
+    parameters |= _types_and_names(inputs, takes)
     decoupled = bool(artifact.flavors["python_function"].get("streamable"))
     if decoupled:
         parameters[STREAMS] = str(_STREAMS_DEFAULT)
@@ -171,6 +181,16 @@ def generate_config(artifact: ModelArtifact, *, name: str) -> ModelConfig:
         parameters=parameters,
         comment=comment,
     )
+
+
+def _types_and_names(inputs: list[TensorSpec], takes: list[Column]) -> dict[str, str]:
+    """The parameters by which clients know what the inputs' BYTES hold, and whose names count."""
+    types = {spec.name: each.bytes_type for spec, each in zip(inputs, takes, strict=True)}
+    known = {name: bytes_type for name, bytes_type in types.items() if bytes_type}
+    parameters = {TYPES: json.dumps(known)} if known else {}
+    if not any(each.name or each.is_tensor for each in takes):
+        parameters[UNNAMED] = "true"
+    return parameters
 
 
 def _answered(columns: list[Column]) -> tuple[list[TensorSpec], list[TensorSpec], str]:

@@ -32,6 +32,8 @@ __all__ = ["Given", "Wanted"]
 
 #: The parameter of a request that holds MLflow's `params`, as JSON.
 _PARAMS = "mlflow_params"
+#: The one that holds the names of the caller's columns, where the signature has none; a JSON list.
+_NAMES = "mlflow_names"
 
 #: What Python writes for the numbers that JSON has not, and what we do.
 _SPELLINGS = {
@@ -64,8 +66,8 @@ class Given:
         self._params = {each.name: each for each in getattr(signature, "params", None) or ()}
         self._is_list = from_hints and not self._have_names
 
-    def data(self, arrays: Arrays) -> object:
-        """The first argument of `predict`."""
+    def data(self, arrays: Arrays, parameters: str = "") -> object:
+        """The first argument of `predict`: a request's arrays, and names in its parameters."""
         if self._are_tensors:
             shaped = {name: self._tensor(name, array) for name, array in arrays.items()}
             return shaped if self._have_names else next(iter(shaped.values()))
@@ -77,7 +79,7 @@ class Given:
         import pandas as pd  # noqa: PLC0415 - models that take arrays may do without
 
         frame = pd.DataFrame({name: _cells(each) for name, each in columns.items()}, copy=False)
-        return frame if self._have_names else frame.set_axis(range(len(columns)), axis=1)
+        return frame if self._have_names else frame.set_axis(_labels(parameters, frame), axis=1)
 
     def params(self, text: str) -> dict[str, Any] | None:
         """The second: what a request's parameters say.
@@ -100,6 +102,14 @@ class Given:
             array = np.array(texts, dtype=kind).reshape(array.shape)
         # a row that is one value is [1] to Triton
         return array.reshape(-1) if self._ranks.get(name) == 1 else array
+
+
+def _labels(parameters: str, frame: Any) -> Sequence[object]:
+    """The names of columns that the signature does not name: the caller's, else their positions."""
+    given = json.loads(parameters).get(_NAMES) if parameters else None
+    labels = json.loads(given) if isinstance(given, str) else []
+    width = len(frame.columns)
+    return labels if isinstance(labels, list) and len(labels) == width else range(width)
 
 
 def _param(spec: Any, value: object) -> object:

@@ -141,7 +141,7 @@ class TritonPythonModel:
         Raises:
             BaseException: the model's own, in the midst of it.
         """
-        data = self._given.data(member.arrays)
+        data = self._given.data(member.arrays, member.parameters)
         params = self._given.params(member.parameters)
         if self._has_stream:
             answer = self._model.predict_stream(data, params=params)
@@ -257,7 +257,8 @@ class TritonPythonModel:
 
     def _asked(self, arrays: Arrays, parameters: str) -> tuple[Any, Any]:
         """What the model was given, and what it answered."""
-        data, params = self._given.data(arrays), self._given.params(parameters)
+        data = self._given.data(arrays, parameters)
+        params = self._given.params(parameters)
         answer = self._model.predict(data, params=params)
         if isinstance(answer, Iterator):
             raise TypeError(
