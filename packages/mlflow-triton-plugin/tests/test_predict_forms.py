@@ -15,7 +15,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlflow_triton_plugin.predict import InvalidInputError, ModelSchema, names_text, to_tensors
+from mlflow_triton_plugin.predict import (
+    InvalidInputError,
+    ModelSchema,
+    request_parameters,
+    to_tensors,
+)
 from triton_repo.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -550,8 +555,8 @@ def read(content: object) -> pd.DataFrame:
 )
 def test_the_names_of_a_table_are_sent_where_the_model_has_none(table: Any) -> None:
     assert to_tensors(table, UNNAMED)["inputs"].tolist() == [[b"a"], [b"b"]]
-    assert json.loads(names_text(table, UNNAMED)) == ["text"]
-    assert not names_text(table, replace(UNNAMED, is_unnamed=False))
+    assert json.loads(request_parameters(table, UNNAMED)["mlflow_names"]) == ["text"]
+    assert not request_parameters(table, replace(UNNAMED, is_unnamed=False))
 
 
 @pytest.mark.parametrize(
@@ -569,7 +574,7 @@ def test_the_names_of_a_table_are_sent_where_the_model_has_none(table: Any) -> N
 )
 def test_what_has_no_names_sends_none(values: Any) -> None:
     assert to_tensors(values, UNNAMED)["inputs"].tolist() == [[b"a"], [b"b"]]
-    assert not names_text(values, UNNAMED)
+    assert not request_parameters(values, UNNAMED)
 
 
 def test_several_columns_without_names_are_in_the_tables_order() -> None:
@@ -580,8 +585,8 @@ def test_several_columns_without_names_are_in_the_tables_order() -> None:
             "0": [[1.0], [2.0]],
             "1": [[3.0], [4.0]],
         }
-        assert json.loads(names_text(table, PAIR)) == ["w", "h"]
-    assert not names_text({"0": [1.0], "1": [2.0]}, PAIR)
+        assert json.loads(request_parameters(table, PAIR)["mlflow_names"]) == ["w", "h"]
+    assert not request_parameters({"0": [1.0], "1": [2.0]}, PAIR)
 
 
 def test_another_number_of_columns_is_refused() -> None:

@@ -15,8 +15,7 @@ from mlflow_triton_plugin.errors import (
 from mlflow_triton_plugin.predict import (
     InvalidInputError,
     json_values,
-    names_text,
-    params_text,
+    request_parameters,
     to_tensors,
 )
 from mlflow_triton_plugin.response import Prediction
@@ -103,17 +102,15 @@ class Predictor:
 
     def _send(self, inputs: Any, schema: ModelSchema) -> Prediction:
         tensors = to_tensors(inputs, schema)
-        params = params_text(inputs, schema)
-        names = names_text(inputs, schema)
+        parameters = request_parameters(inputs, schema)
         result = self._ask(
-            lambda server: server.infer(schema.name, schema.version, tensors, schema, params, names)
+            lambda server: server.infer(schema.name, schema.version, tensors, schema, parameters)
         )
         return _prediction(result, schema)
 
     def _begin(self, inputs: Any, schema: ModelSchema) -> Iterator[Prediction]:
         tensors = to_tensors(inputs, schema)
-        params = params_text(inputs, schema)
-        names = names_text(inputs, schema)
+        parameters = request_parameters(inputs, schema)
         if schema.decoupled is False:
             raise RequestRefusedError(
                 f"{schema} answers at once, not in pieces; ask predict, or deploy a model that has "
@@ -125,7 +122,7 @@ class Predictor:
             )
 
         def begun(server: TritonServer) -> tuple[InferResult | None, Generator[InferResult]]:
-            results = server.stream(schema.name, schema.version, tensors, schema, params, names)
+            results = server.stream(schema.name, schema.version, tensors, schema, parameters)
             return next(results, None), results
 
         first, others = self._ask(begun)

@@ -16,7 +16,11 @@ from typing import TYPE_CHECKING, Any
 from mlflow_triton_plugin.predict._arrays import array_of
 from mlflow_triton_plugin.predict._cast import cast, shown
 from mlflow_triton_plugin.predict._forms import named, parameters
-from mlflow_triton_plugin.predict._json import json_texts, json_values, names_text, params_text
+from mlflow_triton_plugin.predict._json import (
+    json_texts,
+    json_values,
+    request_parameters,
+)
 from mlflow_triton_plugin.predict._schema import InvalidInputError, ModelSchema
 from triton_repo.tensors import shape_fits
 
@@ -31,8 +35,7 @@ __all__ = [
     "InvalidInputError",
     "ModelSchema",
     "json_values",
-    "names_text",
-    "params_text",
+    "request_parameters",
     "to_tensors",
 ]
 

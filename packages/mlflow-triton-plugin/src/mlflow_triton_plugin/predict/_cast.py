@@ -390,6 +390,10 @@ def _why_no_bytes(value: Any, spec: TensorSpec, bytes_type: str) -> str:
             f"is a date, and {spec.name} takes {bytes_type}. If it was text: {_READ_JSON} "
             f'turns text like "2024-01-02" into dates{_SEND_INSIDE.format(name=spec.name)}'
         )
+    return _why_not_these_bytes(value, kind, spec, bytes_type)
+
+
+def _why_not_these_bytes(value: Any, kind: str, spec: TensorSpec, bytes_type: str) -> str:
     if kind == "text" and bytes_type == "binary":
         return f"is not valid base64, and {spec.name} takes binary; send base64 text, or bytes"
     if kind == "text":

@@ -18,6 +18,7 @@ import orjson
 from mlflow_triton_plugin.predict._arrays import is_series
 from mlflow_triton_plugin.predict._forms import column_names, parameters
 from mlflow_triton_plugin.predict._schema import InvalidInputError
+from triton_repo.flavors.pyfunc import NAMES, PARAMS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from mlflow_triton_plugin.predict._schema import ModelSchema
     from triton_repo.tensors import TensorSpec
 
-__all__ = ["json_texts", "json_values", "names_text", "params_text"]
+__all__ = ["json_texts", "json_values", "request_parameters"]
 
 #: What Python writes for the numbers that JSON has not, and what we do.
 _SPELLINGS = {
@@ -71,6 +72,16 @@ def json_texts(value: object, spec: TensorSpec) -> NDArray[Any]:
     return texts
 
 
+def request_parameters(inputs: object, schema: ModelSchema) -> dict[str, str]:
+    """Return the parameters of a request to a `python_function`, as its `model.py` reads them.
+
+    Raises:
+        InvalidInputError: see `params_text`.
+    """
+    texts = {PARAMS: params_text(inputs, schema), NAMES: names_text(inputs, schema)}
+    return {name: text for name, text in texts.items() if text}
+
+
 def params_text(inputs: object, schema: ModelSchema) -> str:
     """What stands beside the inputs as MLflow's `params`, as one JSON text; empty without any.
 
@@ -90,8 +101,7 @@ def names_text(inputs: object, schema: ModelSchema) -> str:
     Empty where they are positions, which the model has without being told.
     """
     names = [
-        name if isinstance(name, (str, int)) else str(name)
-        for name in column_names(inputs, schema)
+        name if isinstance(name, (str, int)) else str(name) for name in column_names(inputs, schema)
     ]
     return "" if names == list(range(len(names))) else json.dumps(names)
 

@@ -157,7 +157,7 @@ class TritonServer(Protocol):
         version: str,
         tensors: Mapping[str, NDArray[Any]],
         schema: ModelSchema,
-        params: str = "",
+        parameters: Mapping[str, str] | None = None,
         *,
         timeout_s: float | None = None,
     ) -> InferResult:
@@ -168,8 +168,7 @@ class TritonServer(Protocol):
             version: which one of those that serve, or an empty string.
             tensors: by input name.
             schema: what the model takes.
-            params: for a `python_function`, see `predict.params_text`.
-            names: for a `python_function`, see `predict.names_text`.
+            parameters: of the request; for a `python_function` see `predict.request_parameters`.
             timeout_s: deadline; None for that of all requests.
 
         Raises:
@@ -184,8 +183,7 @@ class TritonServer(Protocol):
         version: str,
         tensors: Mapping[str, NDArray[Any]],
         schema: ModelSchema,
-        params: str = "",
-        names: str = "",
+        parameters: Mapping[str, str] | None = None,
     ) -> Generator[InferResult]:
         """Send one request, and take its answers as they come; see `infer`.
 

@@ -37,7 +37,7 @@ from mlflow_triton_plugin.server._translate import (
     named,
     raise_translated,
 )
-from triton_repo.flavors.pyfunc import NAMES, PARAMS, STREAM, STREAM_END, STREAM_ID
+from triton_repo.flavors.pyfunc import STREAM, STREAM_END, STREAM_ID
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping
@@ -161,11 +161,11 @@ class GrpcServer:
         version: str,
         tensors: Mapping[str, NDArray[Any]],
         schema: ModelSchema,
-        params: str = "",
+        parameters: Mapping[str, str] | None = None,
         *,
         timeout_s: float | None = None,
     ) -> InferResult:
-        request = _request(model, version, tensors, schema, {PARAMS: params, NAMES: names})
+        request = _request(model, version, tensors, schema, parameters or {})
         if schema.decoupled:
             request.parameters[STREAM].bool_param = False
             results = list(self._responses(request, timeout_s))
@@ -184,10 +184,9 @@ class GrpcServer:
         version: str,
         tensors: Mapping[str, NDArray[Any]],
         schema: ModelSchema,
-        params: str = "",
-        names: str = "",
+        parameters: Mapping[str, str] | None = None,
     ) -> Generator[InferResult]:
-        request = _request(model, version, tensors, schema, {PARAMS: params, NAMES: names})
+        request = _request(model, version, tensors, schema, parameters or {})
         if schema.ends_streams:
             request.parameters[STREAM_ID].string_param = uuid.uuid4().hex
         return self._responses(request)
@@ -317,8 +316,7 @@ def _request(
 ) -> Any:
     request = service_pb2.ModelInferRequest(model_name=model, model_version=version)
     for key, text in parameters.items():
-        if text:
-            request.parameters[key].string_param = text
+        request.parameters[key].string_param = text
     specs = schema.inputs_by_name
     for name, array in tensors.items():
         datatype = specs[name].datatype

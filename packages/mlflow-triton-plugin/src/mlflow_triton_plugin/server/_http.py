@@ -31,7 +31,6 @@ from mlflow_triton_plugin.server._translate import (
     named,
     raise_translated,
 )
-from triton_repo.flavors.pyfunc import NAMES, PARAMS
 
 if TYPE_CHECKING:
     import ssl
@@ -158,7 +157,7 @@ class HttpServer:
         version: str,
         tensors: Mapping[str, NDArray[Any]],
         schema: ModelSchema,
-        params: str = "",
+        parameters: Mapping[str, str] | None = None,
         *,
         timeout_s: float | None = None,
     ) -> InferResult:
@@ -180,7 +179,7 @@ class HttpServer:
                 inputs,
                 model_version=version,
                 headers=self._headers(),
-                parameters=given or None,
+                parameters=parameters or None,
             )
             answer = result.get_response()
             # the protocol lets the version out where there is only one
@@ -192,8 +191,7 @@ class HttpServer:
         version: str,  # noqa: ARG002 - see `TritonServer`
         tensors: Mapping[str, NDArray[Any]],  # noqa: ARG002
         schema: ModelSchema,  # noqa: ARG002
-        params: str = "",  # noqa: ARG002
-        names: str = "",  # noqa: ARG002
+        parameters: Mapping[str, str] | None = None,  # noqa: ARG002
     ) -> Generator[InferResult]:
         self._refuse_stream(model)
 

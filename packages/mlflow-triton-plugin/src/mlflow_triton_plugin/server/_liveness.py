@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlflow_triton_plugin.errors import ModelProcessDiedError, TritonServerError
-from triton_repo.flavors.pyfunc import PING
+from triton_repo.flavors.pyfunc import PARAMS, PING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,7 +37,7 @@ def has_died(server: TritonServer, model: str, version: str) -> bool:
     """
     try:
         schema = server.schema(model, version)
-        server.infer(model, version, _row(schema), schema, PING, timeout_s=_TIMEOUT_S)
+        server.infer(model, version, _row(schema), schema, {PARAMS: PING}, timeout_s=_TIMEOUT_S)
     except ModelProcessDiedError:
         return True
     except TritonServerError:
