@@ -7,9 +7,12 @@ import signal
 
 import botocore.session  # noqa: TID251 - for the tests of the store that may
 
-# what a shell runs in the background has been told to ignore Ctrl-C, and its children with it
+# a shell tells the programs in its background to ignore Ctrl-C, nohup to ignore a hangup, and their
+# children inherit it: tests of both would wait for processes that never end
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # botocore reads and parses its description of S3 for every session: 80 ms, for thousands of them
 setattr(  # noqa: B010 - a name that botocore.session imported

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 import pandas as pd
+import pytest
 from mlflow.models import ModelSignature, infer_signature
 from mlflow.types import ColSpec, DataType, Schema
 
@@ -18,10 +19,20 @@ if TYPE_CHECKING:
     from mlflow_triton_plugin.plugin import TritonDeploymentClient
 
 
+@pytest.mark.parametrize(
+    ("join_requests", "sizes"), [(False, [1, 1, 1, 1]), (True, [1, 1, 1, 1, 3])]
+)
 def test_in_batches_of_the_sizes_asked_for(
-    pyfunc_client: TritonDeploymentClient, tmp_path: Path
+    pyfunc_client: TritonDeploymentClient,
+    tmp_path: Path,
+    join_requests: bool,  # noqa: FBT001
+    sizes: list[int],
 ) -> None:
-    """Text, numbers, and a column that the example leaves out."""
+    """Text, numbers, and a column that the example leaves out.
+
+    Triton makes a batch of as many requests: a model whose requests are not joined is asked for
+    each of them, and one that is to be joined is tried both ways at first.
+    """
     notes = tmp_path / "notes"
     notes.touch()
     example = pd.DataFrame({"s": ["über", "b"], "x": [1.5, 2.5]})
@@ -39,10 +50,12 @@ def test_in_batches_of_the_sizes_asked_for(
         input_example=example,
     )
     notes.write_text("")  # MLflow asks it, too
-    pyfunc_client.create_deployment("warm", info.model_uri, config={"warmup": [1, 3]})
+    pyfunc_client.create_deployment(
+        "warm", info.model_uri, config={"warmup": [1, 3], "join_requests": join_requests}
+    )
     asked = [json.loads(line) for line in notes.read_text().splitlines()]
     pyfunc_client.delete_deployment("warm")
     row = dict(zip(asked[0]["columns"], asked[0]["data"][0], strict=True))
     assert {"s": "über", "x": 1.5}.items() <= row.items()
-    assert sorted(len(each["data"]) for each in asked) == [1, 3]
-    assert asked[1]["data"] == asked[0]["data"] * 3
+    assert sorted(len(each["data"]) for each in asked) == sizes
+    assert all(data == asked[0]["data"][0] for each in asked for data in each["data"])
