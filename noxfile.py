@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import nox
@@ -79,7 +80,9 @@ def azurite(session: nox.Session) -> dict[str, str]:
 
 #: Test processes, each with servers of its own; one more than cores, since they wait for those.
 WORKERS = min(8, len(os.sched_getaffinity(0)) + 1)
-SPREAD = ["-n", str(WORKERS), "--dist", "worksteal", "--durations=10"]
+SPREAD = ["-n", str(WORKERS), "--dist", "worksteal"]
+#: What a run names at its end: tests that take two seconds and more.
+SLOWEST = ["--durations=15", "--durations-min=2"]
 FLAVORS = "packages/mlflow-triton-plugin/tests/flavors"
 FAULTS = "packages/mlflow-triton-plugin/tests/faults"
 #: Suites that go through a few points in `tests`, and through all of them in `faults`.
@@ -101,11 +104,27 @@ OF_MLFLOW = {
 }
 
 
+def checked_paths(session: nox.Session) -> list[str]:
+    """The arguments for pytest, once it is certain that the tests which they name are there."""
+    for argument in session.posargs:
+        path = Path(argument.partition("::")[0])
+        is_path = "/" in argument or path.suffix == ".py"
+        if is_path and not argument.startswith("-") and not path.exists():
+            session.error(
+                f"{path} does not exist in {Path.cwd()}; name a test file or folder, such as "
+                "packages/triton-repo/tests/test_config.py"
+            )
+    return session.posargs
+
+
 @nox.session
 @nox.parametrize("mlflow", list(MLFLOWS))
 def tests(session: nox.Session, mlflow: str) -> None:
-    """The test suites on the embedded Triton, with the newest and the oldest MLflow."""
-    install(session, "test", mlflow=mlflow)
+    """The test suites on the embedded Triton, with the newest and the oldest MLflow.
+
+    `-- PATH -k WORD` picks tests: one process, and the newest MLflow, unless the session is asked
+    for by its own name.
+    """
     suites = [[*SPREAD, f"{path}/tests", f"--ignore={FLAVORS}"] for path in PATHS]
     if mlflow == "oldest":
         suites = [
@@ -113,12 +132,18 @@ def tests(session: nox.Session, mlflow: str) -> None:
             for package, paths in OF_MLFLOW.items()
         ]
     if session.posargs:
-        suites = [session.posargs]
-    variables = environment(session) | (azurite(session) if mlflow == "newest" else {})
+        if mlflow == "oldest" and not any(mlflow in argument for argument in sys.argv):
+            session.skip("picked tests run with the newest MLflow; name this session to run it")
+        suites = [checked_paths(session)]
+    install(session, "test", mlflow=mlflow)
+    variables = environment(session)
+    paths = [argument.rstrip("/") for suite in suites for argument in suite]
+    if any(path.endswith((PATHS[0], f"{PATHS[0]}/tests")) or "azure" in path for path in paths):
+        variables |= azurite(session)
     failed = False
     for suite in suites:  # MLflow's state is the process's: each suite has one of its own
         try:
-            session.run("pytest", *suite, env=variables)
+            session.run("pytest", *SLOWEST, *suite, env=variables)
         except CommandFailed:  # the others say what they have to say, too
             failed = True
     if failed:
@@ -134,7 +159,9 @@ def faults(session: nox.Session) -> None:
     install(session, "test")
     suites = [session.posargs] if session.posargs else [[*SPREAD, *each] for each in WALKS]
     for suite in suites:
-        session.run("pytest", *suite, env=environment(session) | {"FAULTS_EVERY_POINT": "1"})
+        session.run(
+            "pytest", *SLOWEST, *suite, env=environment(session) | {"FAULTS_EVERY_POINT": "1"}
+        )
 
 
 @nox.session
