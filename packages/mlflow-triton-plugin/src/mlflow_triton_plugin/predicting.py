@@ -106,7 +106,9 @@ class Predictor:
         params = params_text(inputs, schema)
         names = names_text(inputs, schema)
         result = self._ask(
-            lambda server: server.infer(schema.name, schema.version, tensors, schema, params, names)
+            lambda server: server.infer(
+                schema.name, schema.version, tensors, schema, params, names=names
+            )
         )
         return _prediction(result, schema)
 
@@ -125,7 +127,9 @@ class Predictor:
             )
 
         def begun(server: TritonServer) -> tuple[InferResult | None, Generator[InferResult]]:
-            results = server.stream(schema.name, schema.version, tensors, schema, params, names)
+            results = server.stream(
+                schema.name, schema.version, tensors, schema, params, names=names
+            )
             return next(results, None), results
 
         first, others = self._ask(begun)

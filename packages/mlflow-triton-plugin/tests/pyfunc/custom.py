@@ -27,7 +27,9 @@ class Described(PythonModel):
     """Answers its columns' names, and each row as Python writes it."""
 
     def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
-        rows = zip(*(model_input.iloc[:, place] for place in range(model_input.shape[1])))
+        rows = zip(
+            *(model_input.iloc[:, place] for place in range(model_input.shape[1])), strict=True
+        )
         return [f"{model_input.columns.tolist()} {list(row)}" for row in rows]
 
 

@@ -154,7 +154,9 @@ def test_without_an_output_signature_rows_are_objects(
 
 
 def test_what_the_caller_named_and_wrote_reaches_the_model(
-    deploy: Deploy, pyfunc_client: TritonDeploymentClient, pyfunc_triton: LocalTriton,
+    deploy: Deploy,
+    pyfunc_client: TritonDeploymentClient,
+    pyfunc_triton: LocalTriton,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     outputs = Schema([ColSpec("string", "y")])

@@ -90,8 +90,7 @@ def names_text(inputs: object, schema: ModelSchema) -> str:
     Empty where they are positions, which the model has without being told.
     """
     names = [
-        name if isinstance(name, (str, int)) else str(name)
-        for name in column_names(inputs, schema)
+        name if isinstance(name, (str, int)) else str(name) for name in column_names(inputs, schema)
     ]
     return "" if names == list(range(len(names))) else json.dumps(names)
 

@@ -159,6 +159,7 @@ class TritonServer(Protocol):
         schema: ModelSchema,
         params: str = "",
         *,
+        names: str = "",
         timeout_s: float | None = None,
     ) -> InferResult:
         """Send one request.
@@ -185,6 +186,7 @@ class TritonServer(Protocol):
         tensors: Mapping[str, NDArray[Any]],
         schema: ModelSchema,
         params: str = "",
+        *,
         names: str = "",
     ) -> Generator[InferResult]:
         """Send one request, and take its answers as they come; see `infer`.

@@ -163,6 +163,7 @@ class GrpcServer:
         schema: ModelSchema,
         params: str = "",
         *,
+        names: str = "",
         timeout_s: float | None = None,
     ) -> InferResult:
         request = _request(model, version, tensors, schema, {PARAMS: params, NAMES: names})
@@ -185,6 +186,7 @@ class GrpcServer:
         tensors: Mapping[str, NDArray[Any]],
         schema: ModelSchema,
         params: str = "",
+        *,
         names: str = "",
     ) -> Generator[InferResult]:
         request = _request(model, version, tensors, schema, {PARAMS: params, NAMES: names})

@@ -160,6 +160,7 @@ class HttpServer:
         schema: ModelSchema,
         params: str = "",
         *,
+        names: str = "",
         timeout_s: float | None = None,
     ) -> InferResult:
         if schema.decoupled:
@@ -171,6 +172,7 @@ class HttpServer:
             tensor = triton_http.InferInput(name, array.shape, datatype)
             tensor.set_data_from_numpy(as_sent(array, datatype), binary_data=True)
             inputs.append(tensor)
+        given = {key: text for key, text in ((PARAMS, params), (NAMES, names)) if text}
         client = self._client if timeout_s is None else self._connect(timeout_s)
         with ExitStack() as stack, self._translated("infer", named(model, version), timeout_s):
             if timeout_s is not None:
@@ -193,6 +195,7 @@ class HttpServer:
         tensors: Mapping[str, NDArray[Any]],  # noqa: ARG002
         schema: ModelSchema,  # noqa: ARG002
         params: str = "",  # noqa: ARG002
+        *,
         names: str = "",  # noqa: ARG002
     ) -> Generator[InferResult]:
         self._refuse_stream(model)
