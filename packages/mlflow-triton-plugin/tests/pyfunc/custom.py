@@ -27,10 +27,8 @@ class Described(PythonModel):
     """Answers its columns' names, and each row as Python writes it."""
 
     def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
-        rows = zip(
-            *(model_input.iloc[:, place] for place in range(model_input.shape[1])), strict=True
-        )
-        return [f"{model_input.columns.tolist()} {list(row)}" for row in rows]
+        names = model_input.columns.tolist()
+        return [f"{names} {list(row)}" for row in model_input.itertuples(index=False, name=None)]
 
 
 class Scaled(PythonModel):

@@ -390,15 +390,20 @@ def _why_no_bytes(value: Any, spec: TensorSpec, bytes_type: str) -> str:
             f"is a date, and {spec.name} takes {bytes_type}. If it was text: {_READ_JSON} "
             f'turns text like "2024-01-02" into dates{_SEND_INSIDE.format(name=spec.name)}'
         )
+    if kind in ("text", "bytes") or is_bytes_object(value):
+        return _why_not_these_bytes(kind, spec, bytes_type)
+    return f'is of type {type(value).__name__}; BYTES takes str, bytes, dates and {{"b64": "…"}}'
+
+
+def _why_not_these_bytes(kind: str, spec: TensorSpec, bytes_type: str) -> str:
+    if kind != "text" and bytes_type == "string":
+        return f"is bytes, and {spec.name} takes strings; send text, such as value.decode()"
     if kind == "text" and bytes_type == "binary":
         return f"is not valid base64, and {spec.name} takes binary; send base64 text, or bytes"
     if kind == "text":
-        return "has a lone surrogate, which UTF-8 cannot write; send bytes"
-    if bytes_type == "string" and (kind == "bytes" or is_bytes_object(value)):
-        return f"is bytes, and {spec.name} takes strings; send text, such as value.decode()"
-    if is_bytes_object(value):
-        return "is not valid base64"
-    return f'is of type {type(value).__name__}; BYTES takes str, bytes, dates and {{"b64": "…"}}'
+        advice = "remove it" if bytes_type == "string" else "send bytes"
+        return f"has a lone surrogate, which UTF-8 cannot write; {advice}"
+    return "is not valid base64"
 
 
 def _why_no_number(value: Any, spec: TensorSpec) -> str:

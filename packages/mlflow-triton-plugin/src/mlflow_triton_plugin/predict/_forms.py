@@ -112,7 +112,7 @@ def column_names(inputs: object, schema: ModelSchema) -> Sequence[object]:
 
 def _labels(values: object, schema: ModelSchema) -> Sequence[object]:
     if is_frame(values):
-        labels: list[object] = values.columns.tolist()
+        labels: Sequence[object] = values.columns.tolist()
         # read_json makes a column of the wrapper's key, which is also what we call the input
         return [] if labels == ["inputs"] else labels
     if is_series(values):
