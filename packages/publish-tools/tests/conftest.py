@@ -12,10 +12,15 @@ import mlflow
 import numpy as np
 import onnx
 import pytest
+from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+# CI draws the same examples each time: a failure there belongs to the change under test.
+settings.register_profile("publish-tools", derandomize=bool(os.environ.get("CI")))
+settings.load_profile("publish-tools")
 
 IDENTITY = """backend: "python"
 max_batch_size: 8

@@ -14,7 +14,7 @@ import numpy as np
 from mlflow.models import Model
 
 from mlflow_triton_plugin.errors import GoldenCheckError, RequestRefusedError
-from mlflow_triton_plugin.predict import InvalidInputError, to_tensors
+from mlflow_triton_plugin.predict import InvalidInputError, request_parameters, to_tensors
 from mlflow_triton_plugin.response import outputs_from_json
 from triton_repo.artifact import OUTPUT_EXAMPLE
 from triton_repo.errors import ArtifactError
@@ -67,7 +67,8 @@ class GoldenExample:
         schema = server.schema(model, version)
         try:
             tensors = to_tensors(self.inputs, schema)
-            answered = server.infer(model, version, tensors, schema).outputs
+            parameters = request_parameters(self.inputs, schema)
+            answered = server.infer(model, version, tensors, schema, parameters).outputs
         except (InvalidInputError, RequestRefusedError) as exc:
             why = f"its input example is refused: {exc}"
             raise _failed(server, model, why) from exc
