@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def test_in_batches_of_the_sizes_asked_for(
-    pyfunc_client: TritonDeploymentClient, tmp_path: Path
+    pyfunc_client: TritonDeploymentClient, pyfunc_name: str, tmp_path: Path
 ) -> None:
     """Text, numbers, and a column that the example leaves out."""
     notes = tmp_path / "notes"
@@ -39,9 +39,8 @@ def test_in_batches_of_the_sizes_asked_for(
         input_example=example,
     )
     notes.write_text("")  # MLflow asks it, too
-    pyfunc_client.create_deployment("warm", info.model_uri, config={"warmup": [1, 3]})
+    pyfunc_client.create_deployment(pyfunc_name, info.model_uri, config={"warmup": [1, 3]})
     asked = [json.loads(line) for line in notes.read_text().splitlines()]
-    pyfunc_client.delete_deployment("warm")
     row = dict(zip(asked[0]["columns"], asked[0]["data"][0], strict=True))
     assert {"s": "über", "x": 1.5}.items() <= row.items()
     assert sorted(len(each["data"]) for each in asked) == [1, 3]
