@@ -5,13 +5,10 @@ The backend's own module is made up, so that it is certain which requests come t
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,49 +17,12 @@ import pytest
 from mlflow.models import ModelSignature, infer_signature
 from mlflow.types import ColSpec, Schema
 
-import triton_repo.flavors
+from .shim import Request, Response, Tensor, load_shim
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SHIM = Path(triton_repo.flavors.__file__).with_name("_pyfunc")
 CALLERS, ROUNDS = 10, 1000
-
-
-@dataclass
-class Tensor:
-    called: str
-    array: Any
-
-    def name(self) -> str:
-        return self.called
-
-    def as_numpy(self) -> Any:
-        return self.array
-
-
-@dataclass
-class Request:
-    tensors: list[Tensor]
-    params: str = ""
-
-    def parameters(self) -> str:
-        return self.params
-
-    def inputs(self) -> list[Tensor]:
-        return self.tensors
-
-
-@dataclass
-class Response:
-    output_tensors: list[Tensor]
-    error: str | None = None
-
-    @property
-    def answered(self) -> list[Any]:
-        assert self.error is None, self.error
-        found: list[Any] = self.output_tensors[0].array.reshape(-1).tolist()
-        return found
 
 
 @dataclass
@@ -85,25 +45,7 @@ TENSORS = infer_signature({"a": np.zeros((1, 1))}, {"y": np.zeros(1)})
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Make the Python backend's model of an answer: `served(function, word)`."""
-    backend: Any = ModuleType("triton_python_backend_utils")
-    backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
-    backend.TritonError = str
-    backend.InferenceResponse = Response
-    backend.Tensor = Tensor
-    types = {"TYPE_FP64": np.float64, "TYPE_INT32": np.int32, "TYPE_STRING": np.object_}
-    backend.triton_string_to_numpy = types.__getitem__
-    backend.get_input_tensor_by_name = lambda request, name: next(
-        (each for each in request.inputs() if each.name() == name), None
-    )
-    monkeypatch.setitem(sys.modules, backend.__name__, backend)
-    modules = {}
-    for name in ("mlflow_triton_values", "model"):
-        spec = importlib.util.spec_from_file_location(name, SHIM / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        modules[name] = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, name, modules[name])
-        spec.loader.exec_module(modules[name])
+    modules = load_shim(monkeypatch)
 
     def make(
         answer: Callable[[Any], Any],
