@@ -81,7 +81,7 @@ def test_every_type_of_column_goes_both_ways(place: Place) -> None:
     texts = {
         "string": frame["string"].tolist(),
         "datetime": [each.isoformat() for each in frame["datetime"]],
-        "object": [json.dumps(each) for each in frame["object"]],
+        "object": [json.dumps(each, default=int) for each in frame["object"]],
     }
     given |= {name: as_bytes(values) for name, values in texts.items()}
     given["binary"] = np.array(frame[["binary"]], dtype=object)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,8 @@ from mlflow.deployments import get_deploy_client
 
 from mlflow_triton_plugin.local import LocalTriton, model_packages
 
-from ..models import log_pyfunc  # noqa: TID252 - tests have no name to be imported by
+from ..conftest import unloads_not_waited_for  # noqa: TID252 - tests have no name to be imported by
+from ..models import log_pyfunc  # noqa: TID252 - the same
 from . import custom
 
 if TYPE_CHECKING:
@@ -69,13 +69,25 @@ def deploy(pyfunc_client: TritonDeploymentClient) -> Iterator[Deploy]:
     """Log a `PythonModel` and deploy it; deleted with the module: each one has a process."""
     names = []
 
-    def log_and_deploy(model: Any, **logged: Any) -> tuple[str, str]:
+    def log_and_deploy(
+        model: Any, config: dict[str, Any] | None = None, **logged: Any
+    ) -> tuple[str, str]:
         info = log_pyfunc(model, **logged)
         name = f"m{uuid.uuid4().hex[:12]}"
         names.append(name)
-        pyfunc_client.create_deployment(name, info.model_uri)
+        pyfunc_client.create_deployment(name, info.model_uri, config=config)
         return name, info.model_uri
 
     yield log_and_deploy
-    with ThreadPoolExecutor(8) as pool:  # Triton waits two seconds for each one's process to end
-        list(pool.map(pyfunc_client.delete_deployment, names))
+    with unloads_not_waited_for():  # Triton waits two seconds for each one's process to end
+        for name in names:
+            pyfunc_client.delete_deployment(name)
+
+
+@pytest.fixture
+def pyfunc_name(pyfunc_client: TritonDeploymentClient) -> Iterator[str]:
+    """A deployment name of this test alone, deleted afterwards."""
+    name = f"m{uuid.uuid4().hex[:12]}"
+    yield name
+    with unloads_not_waited_for():
+        pyfunc_client.delete_deployment(name)

@@ -83,39 +83,22 @@ class Counting(PythonModel):
 
 
 class Shaped(PythonModel):
-    """Answers the same two values in one of the forms that pyfunc allows."""
-
-    def __init__(self, form: str) -> None:
-        self._form = form
+    """Answers the same two values in the form that a parameter names."""
 
     def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
-        a, b = model_input["a"].to_numpy() * 2, model_input["a"].to_numpy() + 0.5
-        return _FORMS[self._form](a, b)
+        p, q = model_input["a"].to_numpy() * 2, model_input["a"].to_numpy() + 0.5
+        return _FORMS[params["form"]](p, q)
 
 
-def _sparse(a: Any, b: Any) -> Any:
-    from scipy import sparse  # noqa: PLC0415 - where it is asked for
-
-    return sparse.csr_matrix(np.stack([a, b], axis=1))
-
-
-def _dates(a: Any, _: Any) -> Any:
-    return pd.Series(pd.Timestamp("2026-01-02") + pd.to_timedelta(a, unit="D"))
+def _nullable(p: Any, q: Any) -> Any:
+    return pd.DataFrame({"p": pd.array(p, dtype="Float64"), "q": pd.array(q, dtype="Float64")})
 
 
 _FORMS: dict[str, Callable[[Any, Any], Any]] = {
-    "array": lambda a, _: a,
-    "matrix": lambda a, b: np.stack([a, b], axis=1),
-    "series": lambda a, _: pd.Series(a),
-    "list": lambda a, _: a.tolist(),
-    "frame": lambda a, b: pd.DataFrame({"p": a, "q": b}),
-    "dict": lambda a, b: {"p": a, "q": b},
-    "records": lambda a, b: [{"p": p, "q": q} for p, q in zip(a, b, strict=True)],
-    "strings": lambda a, _: [f"é{value:g}" for value in a],
-    "categories": lambda a, _: pd.Series(np.where(a > 2, "many", "few")).astype("category"),
-    "nullable": lambda a, _: pd.array(a.astype(np.int64), dtype="Int64"),
-    "sparse": _sparse,
-    "dates": _dates,
+    "frame": lambda p, q: pd.DataFrame({"p": p, "q": q}),
+    "dict": lambda p, q: {"p": p, "q": q},
+    "records": lambda ps, qs: [{"p": p, "q": q} for p, q in zip(ps, qs, strict=True)],
+    "nullable": _nullable,
 }
 
 
@@ -133,13 +116,6 @@ class Lookup(PythonModel):
         self, model_input: list[dict[str, int]]
     ) -> list[dict[str, Any]]:
         return [{"sum": sum(each.values()), "keys": sorted(each)} for each in model_input]
-
-
-class Lossy(PythonModel):
-    """Answers what its signature has not."""
-
-    def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
-        return model_input["a"].to_numpy() + 0.5
 
 
 class Needy(PythonModel):
@@ -283,17 +259,15 @@ class Generating(PythonModel):
 
 
 class Odd(PythonModel):
-    """Answers what its signature has no place for."""
-
-    def __init__(self, form: str) -> None:
-        self._form = form
+    """Answers what its signature has no place for, as a parameter says."""
 
     def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
         return {
             "huge": np.full(len(model_input), 1e300),
             "nothing": None,
             "ragged": [[1.0] * (1 + each) for each in range(len(model_input))],
-        }[self._form]
+            "text": ["no number"] * len(model_input),
+        }[params["form"]]
 
 
 class Sums(PythonModel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import mlflow
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from .conftest import Deploy
 
 FRAME = pd.DataFrame({"a": [1.0, 2.0, 3.5]})
+FORM = {"form": "frame"}
 
 
 def in_process(uri: str, data: Any, params: dict[str, Any] | None = None) -> Any:
@@ -39,61 +41,37 @@ def text(array: Any) -> list[str]:
     return [value.decode() for value in array.reshape(-1)]
 
 
-def test_every_type_of_column_goes_both_ways(
-    deploy: Deploy, pyfunc_client: TritonDeploymentClient
+@pytest.fixture(scope="module")
+def shaped(deploy: Deploy) -> tuple[str, str]:
+    """Two outputs in a form that a parameter names, validated with the model's example."""
+    signature = infer_signature(FRAME, pd.DataFrame({"p": [1.0], "q": [1.0]}), params=FORM)
+    example = (FRAME, FORM)
+    config = {"validate": "true"}
+    return deploy(custom.Shaped(), config, signature=signature, input_example=example)
+
+
+@pytest.fixture(scope="module")
+def upper(deploy: Deploy) -> tuple[str, str]:
+    return deploy(custom.Upper(), {"validate": "true"}, input_example=["a", "é"])
+
+
+@pytest.fixture(scope="module")
+def lookup(deploy: Deploy) -> tuple[str, str]:
+    return deploy(custom.Lookup())
+
+
+@pytest.mark.parametrize("form", ["frame", "dict", "records", "nullable"])
+def test_predictions_of_several_forms_are_answered(
+    shaped: tuple[str, str], pyfunc_client: TritonDeploymentClient, form: str
 ) -> None:
-    frame = pd.DataFrame(
-        {
-            "boolean": [True, False],
-            "integer": np.array([1, -2], dtype=np.int32),
-            "long": [2**62, -1],
-            "float": np.array([0.1, np.nan], dtype=np.float32),
-            "double": [0.1, -1e300],
-            "string": ["é\0", ""],
-            "binary": [b"\xff\0", b"a"],
-            "datetime": pd.to_datetime(["2026-01-02T03:04:05.678901", "1969-12-31T00:00:00.5"]),
-            "array": [[1.0, 2.0], [3.0, 4.0]],
-            "nested": [[["a", "b"]], [["é", ""]]],
-            "object": [{"k": 1, "s": "x"}, {"k": 2, "s": "é"}],
-        }
-    )
-    name, uri = deploy(custom.Echo(), signature=infer_signature(frame, frame))
-    wanted = in_process(uri, frame)
-    outputs = pyfunc_client.predict(name, frame)["outputs"]
-    assert list(outputs) == list(frame.columns)
-    for column in ("boolean", "integer", "long", "float", "double"):
-        assert outputs[column].dtype == wanted[column].dtype
+    """`test_pyfunc_forms.py` of triton-repo has all of them, without a server."""
+    name, uri = shaped
+    answered = pyfunc_client.predict(name, {"inputs": FRAME, "params": {"form": form}})
+    outputs = answered["outputs"]
+    wanted = pd.DataFrame(in_process(uri, FRAME, {"form": form}))
+    assert list(outputs) == ["p", "q"]
+    for column in wanted:
         np.testing.assert_array_equal(outputs[column].reshape(-1), wanted[column])
-    assert text(outputs["string"]) == wanted["string"].tolist()
-    assert outputs["binary"].reshape(-1).tolist() == wanted["binary"].tolist()
-    dates = pd.to_datetime(text(outputs["datetime"]), format="ISO8601")
-    assert dates.tolist() == wanted["datetime"].tolist()
-    assert outputs["array"].tolist() == [[1.0, 2.0], [3.0, 4.0]]
-    assert text(outputs["nested"]) == ["a", "b", "é", ""]
-    assert outputs["nested"].shape == (2, 1, 2)
-    assert outputs["object"].reshape(-1).tolist() == wanted["object"].tolist()
-
-
-def test_a_tensor_without_a_name_goes_both_ways(
-    deploy: Deploy, pyfunc_client: TritonDeploymentClient
-) -> None:
-    """`test_types.py` has tensors of every type."""
-    array = np.arange(6).reshape(3, 2).astype(np.float16)
-    name, uri = deploy(custom.Echo(), signature=infer_signature(array, array))
-    answered = pyfunc_client.predict(name, array)["outputs"]["predictions"]
-    assert answered.dtype == array.dtype
-    np.testing.assert_array_equal(answered, in_process(uri, array))
-
-
-def test_tensors_with_names_are_a_dict(
-    deploy: Deploy, pyfunc_client: TritonDeploymentClient
-) -> None:
-    given = {"a": np.ones((2, 3), np.float32), "b": np.array([1, 2])}
-    name, uri = deploy(custom.Echo(), signature=infer_signature(given, given))
-    outputs = pyfunc_client.predict(name, given)["outputs"]
-    wanted = in_process(uri, given)
-    np.testing.assert_array_equal(outputs["a"], wanted["a"])
-    np.testing.assert_array_equal(outputs["b"].reshape(-1), wanted["b"])
 
 
 def test_a_tensor_of_fixed_shape_is_not_batched(
@@ -106,51 +84,20 @@ def test_a_tensor_of_fixed_shape_is_not_batched(
     np.testing.assert_array_equal(answered, in_process(uri, array))
 
 
-@pytest.mark.parametrize(
-    "form",
-    [
-        *("array", "matrix", "series", "list", "frame", "dict", "strings", "categories", "dates"),
-        *("records", "nullable", "sparse"),
-    ],
-)
-def test_predictions_of_every_form_are_answered(
-    deploy: Deploy, pyfunc_client: TritonDeploymentClient, form: str
-) -> None:
-    model = custom.Shaped(form)
-    local = model.predict(None, FRAME)
-    named = {"p": [1.0], "q": [1.0]}
-    known = {"sparse": np.ones((1, 2)), "records": pd.DataFrame(named), "nullable": np.array([1])}
-    signature = infer_signature(FRAME, known.get(form, local))
-    name, _uri = deploy(model, signature=signature)
-    outputs = pyfunc_client.predict(name, FRAME)["outputs"]
-    if form in ("frame", "dict", "records"):
-        wanted = pd.DataFrame(local)
-        assert list(outputs) == ["p", "q"]
-        for column in wanted:
-            np.testing.assert_array_equal(outputs[column].reshape(-1), wanted[column])
-        return
-    (answered,) = outputs.values()
-    if form in ("strings", "categories"):
-        assert text(answered) == list(local)
-    elif form == "dates":
-        assert pd.to_datetime(text(answered), format="ISO8601").tolist() == local.tolist()
-    else:
-        dense = local.toarray() if form == "sparse" else np.asarray(local)
-        np.testing.assert_array_equal(answered.reshape(dense.shape), dense.astype(answered.dtype))
+def test_lists_of_strings(upper: tuple[str, str], pyfunc_client: TritonDeploymentClient) -> None:
+    name, uri = upper
+    given = ["a", "bü", ""]
+    answered = pyfunc_client.predict(name, given)["outputs"]["predictions"]
+    assert text(answered) == in_process(uri, given)
 
 
-def test_without_an_output_signature_rows_are_objects(
-    deploy: Deploy, pyfunc_client: TritonDeploymentClient
-) -> None:
-    schema = Schema([ColSpec(DataType.double, "a")])
-    name, _uri = deploy(custom.Shaped("records"), signature=ModelSignature(schema))
-    answered = pyfunc_client.predict(name, FRAME)
-    assert answered["outputs"]["predictions"].reshape(-1).tolist() == [
-        {"p": 2.0, "q": 1.5},
-        {"p": 4.0, "q": 2.5},
-        {"p": 7.0, "q": 4.0},
-    ]
-    assert json.loads(answered.to_json())["outputs"]["predictions"][0] == [{"p": 2.0, "q": 1.5}]
+def test_lists_of_objects(lookup: tuple[str, str], pyfunc_client: TritonDeploymentClient) -> None:
+    name, uri = lookup
+    given = [{"a": 1}, {"a": 2, "b": 3}]
+    answered = pyfunc_client.predict(name, given)
+    assert answered["outputs"]["predictions"].reshape(-1).tolist() == in_process(uri, given)
+    first = json.loads(answered.to_json())["outputs"]["predictions"][0]
+    assert first == [{"sum": 1, "keys": ["a"]}]
 
 
 def test_what_the_caller_named_and_wrote_reaches_the_model(
@@ -177,20 +124,6 @@ def test_what_the_caller_named_and_wrote_reaches_the_model(
 
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def test_lists_of_strings(deploy: Deploy, pyfunc_client: TritonDeploymentClient) -> None:
-    name, uri = deploy(custom.Upper())
-    given = ["a", "bü", ""]
-    answered = pyfunc_client.predict(name, given)["outputs"]["predictions"]
-    assert text(answered) == in_process(uri, given)
-
-
-def test_lists_of_objects(deploy: Deploy, pyfunc_client: TritonDeploymentClient) -> None:
-    name, uri = deploy(custom.Lookup())
-    given = [{"a": 1}, {"a": 2, "b": 3}]
-    answered = pyfunc_client.predict(name, given)["outputs"]["predictions"]
-    assert answered.reshape(-1).tolist() == in_process(uri, given)
 
 
 def test_columns_that_may_be_left_out(
@@ -282,29 +215,27 @@ def test_a_model_whose_rows_are_not_kept_is_asked_for_each_request(
         assert list(pool.map(ask, range(100))) == [[[float(n)] * 2] for n in range(100)]
 
 
-def test_an_answer_that_the_signature_has_no_place_for_is_refused(
+ODD = {
+    "huge": "y of the model's answer has 1e+300, too large for the float32",
+    "nothing": "the model answers nothing (None)",
+    "ragged": "y of the model's answer is ragged",
+    "text": "y of the model's answer is",
+}
+
+
+def test_an_answer_that_no_tensor_can_hold_is_refused(
     deploy: Deploy, pyfunc_client: TritonDeploymentClient
 ) -> None:
-    name, _uri = deploy(custom.Lossy(), signature=infer_signature(FRAME, np.array([1])))
-    with pytest.raises(MlflowException, match="is float64, and its signature has int64"):
-        pyfunc_client.predict(name, FRAME)
-
-
-@pytest.mark.parametrize(
-    ("form", "words"),
-    [
-        ("huge", "y of the model's answer has 1e+300, too large for the float32"),
-        ("nothing", "the model answers nothing (None)"),
-        ("ragged", "y of the model's answer is ragged"),
-    ],
-)
-def test_an_answer_that_no_tensor_can_hold_is_refused(
-    deploy: Deploy, pyfunc_client: TritonDeploymentClient, form: str, words: str
-) -> None:
-    outputs = Schema([ColSpec("float", "y")])
-    inputs = infer_signature(FRAME).inputs
-    name, _uri = deploy(custom.Odd(form), signature=ModelSignature(inputs, outputs))
-    refused(lambda: pyfunc_client.predict(name, FRAME), "BAD_REQUEST", words)
+    """`test_pyfunc_joining.py` of triton-repo has more of them, without a server."""
+    signature = ModelSignature(
+        infer_signature(FRAME).inputs,
+        Schema([ColSpec("float", "y")]),
+        infer_signature(FRAME, params=FORM).params,
+    )
+    name, _uri = deploy(custom.Odd(), signature=signature)
+    for form, words in ODD.items():
+        asked = {"inputs": FRAME, "params": {"form": form}}
+        refused(partial(pyfunc_client.predict, name, asked), "BAD_REQUEST", words)
 
 
 def test_what_the_server_lacks_is_listed_and_nothing_changes(
@@ -339,50 +270,36 @@ def test_a_model_without_a_signature_is_refused_with_the_line_that_adds_one(
 
 
 def test_the_same_over_http(
-    deploy: Deploy, pyfunc_triton: LocalTriton, monkeypatch: pytest.MonkeyPatch
+    scaled: tuple[str, str],
+    lookup: tuple[str, str],
+    pyfunc_triton: LocalTriton,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    frame = pd.DataFrame({"x": [1.0]})
-    params = {"factor": 2.0, "more": [0.5]}
-    signature = infer_signature(frame, frame["x"], params=params)
-    scaled, _uri = deploy(custom.Scaled(), signature=signature)
-    lookup, uri = deploy(custom.Lookup())
     monkeypatch.setenv("TRITON_URL", pyfunc_triton.http_url)
     client = get_deploy_client("triton")
     asked = {"inputs": {"x": [1.0, 2.0]}, "params": {"factor": 10.5, "more": [1.0]}}
-    assert client.predict(scaled, asked)["outputs"]["x"].reshape(-1).tolist() == [11.5, 22.0]
+    assert client.predict(scaled[0], asked)["outputs"]["x"].reshape(-1).tolist() == [11.5, 22.0]
     given = [{"a": 1}, {"b": 3}]
-    answered = client.predict(lookup, given)["outputs"]["predictions"]
-    assert answered.reshape(-1).tolist() == in_process(uri, given)
+    answered = client.predict(lookup[0], given)["outputs"]["predictions"]
+    assert answered.reshape(-1).tolist() == in_process(lookup[1], given)
 
 
 def test_parameters_of_other_clients_reach_the_model(
-    deploy: Deploy, pyfunc_triton: LocalTriton
+    scaled: tuple[str, str], pyfunc_triton: LocalTriton
 ) -> None:
     """Under their own names; those that the model does not take are somebody else's."""
-    frame = pd.DataFrame({"x": [1.0]})
-    params = {"factor": 2.0, "more": [0.5]}
-    signature = infer_signature(frame, frame["x"], params=params)
-    name, _uri = deploy(custom.Scaled(), signature=signature)
     tensor = tritonclient.grpc.InferInput("x", [1, 1], "FP64")
     tensor.set_data_from_numpy(np.array([[3.0]]))
     asked = {"factor": 3, "more": "[0.25]", "gateway": "eu"}
     with tritonclient.grpc.InferenceServerClient(pyfunc_triton.grpc_url) as raw:
-        answered = raw.infer(name, [tensor], parameters=asked).as_numpy("x")
+        answered = raw.infer(scaled[0], [tensor], parameters=asked).as_numpy("x")
     assert answered.tolist() == [[9.25]]
 
 
-@pytest.mark.parametrize("form", ["frame", "strings"])
+@pytest.mark.parametrize("kind", ["shaped", "upper"])
 def test_a_model_answers_its_own_example_before_anybody_elses(
-    pyfunc_client: TritonDeploymentClient, form: str
+    pyfunc_client: TritonDeploymentClient, kind: str, request: pytest.FixtureRequest
 ) -> None:
-    if form == "frame":
-        signature = infer_signature(FRAME, custom.Shaped("array").predict(None, FRAME))
-        info = log_pyfunc(custom.Shaped("array"), signature=signature, input_example=FRAME)
-    else:
-        info = log_pyfunc(custom.Upper(), input_example=["a", "é"])
-    name = f"example-{form}"
-    pyfunc_client.create_deployment(name, info.model_uri, config={"validate": "true"})
-    try:
-        assert pyfunc_client.get_deployment(name)["state"] == "READY"
-    finally:
-        pyfunc_client.delete_deployment(name)
+    """A frame with parameters, and a list: both fixtures deploy with `validate`."""
+    name, _uri = request.getfixturevalue(kind)
+    assert pyfunc_client.get_deployment(name)["state"] == "READY"
