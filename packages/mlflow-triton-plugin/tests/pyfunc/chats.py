@@ -5,7 +5,6 @@ MLflow 2.22 has a `ResponsesAgent` of other types, not yet this one.
 """
 
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from mlflow.pyfunc.model import ChatAgent, ChatModel
@@ -66,20 +65,6 @@ class Agent(ChatAgent):
     ) -> Any:
         for word in _said(messages).split():
             yield ChatAgentChunk(delta=ChatAgentMessage(id="1", role="assistant", content=word))
-
-
-class Counting(ChatAgent):
-    """Appends a line to a file whenever it is asked."""
-
-    def __init__(self, path: str) -> None:
-        self._path = Path(path)
-
-    def predict(  # type: ignore[override]
-        self, messages: Any, context: Any = None, custom_inputs: Any = None
-    ) -> ChatAgentResponse:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(f"{messages[0].content}\n")
-        return ChatAgentResponse(messages=[ChatAgentMessage(id="1", role="user", content="ok")])
 
 
 KINDS: dict[str, Any] = {"ChatModel": Streaming, "ChatAgent": Agent}

@@ -165,58 +165,34 @@ class Telling(PythonModel):
 
 
 class Pieces(PythonModel):
-    """Gives pieces of one of the forms that pyfunc allows, as many as it is asked for."""
-
-    def __init__(self, form: str) -> None:
-        self._form = form
+    """Gives pieces with two outputs, as many as it is asked for."""
 
     def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
-        return [_PIECES[self._form](int(count)) for count in model_input["count"]]
+        return [_piece(int(count)) for count in model_input["count"]]
 
     def predict_stream(self, context: Any, model_input: Any, params: Any = None) -> Any:
         for each in range(int(model_input["count"])):
-            yield _PIECES[self._form](each)
+            yield _piece(each)
 
 
-_PIECES: dict[str, Callable[[int], Any]] = {
-    "text": lambda each: f"piece {each} é",
-    "number": lambda each: each / 2,
-    "object": lambda each: {"delta": {"content": "x" * each}, "index": each},
-    "columns": lambda each: {"token": f"t{each}", "logprob": -0.5 * each},
-}
+def _piece(each: int) -> dict[str, Any]:
+    return {"token": f"t{each} é", "logprob": -0.5 * each}
 
 
 class Rows(PythonModel):
     """Gives rows with the batch dimension or without it."""
 
-    def __init__(self, form: str) -> None:
-        self._form = form
-
     def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
-        return ROWS[self._form]()[0]
+        return rows()[0]
 
     def predict_stream(self, context: Any, model_input: Any, params: Any = None) -> Any:
-        yield from ROWS[self._form]()
+        yield from rows()
 
 
-ROWS: dict[str, Callable[[], list[Any]]] = {
-    "three": lambda: [
-        np.array([1, 2, 3], np.float32),
-        np.array([[4, 5, 6]], np.float32),
-        [7.0, 8.0, 9.0],
-        np.ones((2, 3)),
-    ],
-    "any": lambda: [[1.0, 2.0], [[3.0]], [], np.ones((2, 2)), 4.0],
-    "texts": lambda: [["a", "b"], [["c"]], np.array(["d", "e", "f"])],
-    "json": lambda: [
-        [1, [2]],
-        {"predictions": 3},
-        pd.DataFrame({"q": [1, 2]}),
-        np.arange(2),
-        None,
-        "x",
-    ],
-}
+def rows() -> list[Any]:
+    """What `Rows` gives."""
+    first, second = np.array([1, 2, 3], np.float32), np.array([[4, 5, 6]], np.float32)
+    return [first, second, [7.0, 8.0, 9.0], np.ones((2, 3))]
 
 
 class NotFinite(PythonModel):

@@ -1,9 +1,11 @@
-"""MLflow's chats answer on Triton what they answer in process, asked as they are in process."""
+"""MLflow's chats answer on Triton what they answer in process, asked as they are in process.
+
+`test_pyfunc_forms.py` of triton-repo has one without a stream, and how often one is asked.
+"""
 
 from __future__ import annotations
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import mlflow
@@ -102,45 +104,19 @@ def test_the_command_line_takes_the_same(
     assert answers([pyfunc_client.predict(name, pd.read_json(path))]) == [wanted]
 
 
-def test_a_chat_without_a_stream_gives_its_answer_in_one_piece(
-    deploy: Deploy, pyfunc_client: TritonDeploymentClient
-) -> None:
-    name, uri = deploy(chats.Completing())
-    request = asked("ChatModel", TURNS)
-    wanted = mlflow.pyfunc.load_model(uri).predict(request)
-    assert answers([pyfunc_client.predict(name, request)]) == [wanted]
-    assert answers(pyfunc_client.predict_stream(name, request)) == [wanted]
-
-
 def test_a_chat_serves_clients_that_take_one_answer(
     pyfunc_client: TritonDeploymentClient,
     pyfunc_triton: LocalTriton,
+    pyfunc_name: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Over HTTP; and it answers its own example, and warms up with it."""
     uri = log_pyfunc(chats.Streaming()).model_uri
     config = {"stream": "false", "validate": "true", "warmup": "true"}
-    pyfunc_client.create_deployment("chat-http", uri, config=config)
-    try:
-        monkeypatch.setenv("TRITON_URL", pyfunc_triton.http_url)
-        request = asked("ChatModel", TURNS, **MORE["ChatModel"])
-        answered = get_deploy_client("triton").predict("chat-http", request)
-        assert answers([answered]) == [mlflow.pyfunc.load_model(uri).predict(request)]
-    finally:
-        monkeypatch.undo()
-        pyfunc_client.delete_deployment("chat-http")
-
-
-def test_a_chat_is_asked_once_for_each_request(
-    deploy: Deploy, pyfunc_client: TritonDeploymentClient, tmp_path: Path
-) -> None:
-    """Others are asked for all that wait together, and again where that was no good."""
-    path = tmp_path / "asked"
-    name, _uri = deploy(chats.Counting(str(path)))
-    path.unlink()
-    texts = [f"text {place}" for place in range(60)]
-    requests = [asked("ChatAgent", [{"role": "user", "content": text}]) for text in texts]
-    with ThreadPoolExecutor(12) as pool:
-        found = pool.map(lambda request: pyfunc_client.predict(name, request), requests)
-        assert all(each["messages"][0]["content"] == "ok" for each in answers(found))
-    assert sorted(path.read_text().splitlines()) == sorted(texts)
+    pyfunc_client.create_deployment(pyfunc_name, uri, config=config)
+    with monkeypatch.context() as patch:
+        patch.setenv("TRITON_URL", pyfunc_triton.http_url)
+        http = get_deploy_client("triton")
+    request = asked("ChatModel", TURNS, **MORE["ChatModel"])
+    wanted = mlflow.pyfunc.load_model(uri).predict(request)
+    assert answers([http.predict(pyfunc_name, request)]) == [wanted]

@@ -39,21 +39,16 @@ def answer(client: TritonDeploymentClient, name: str) -> float:
     return float(value.reshape(-1)[0])
 
 
+@pytest.fixture(scope="module")
+def deadly(deploy: Deploy) -> tuple[str, str]:
+    return deploy(custom.Dying(), signature=SIGNATURE)
+
+
 @pytest.fixture
-def dead(deploy: Deploy, pyfunc_client: TritonDeploymentClient) -> str:
+def dead(deadly: tuple[str, str], pyfunc_client: TritonDeploymentClient) -> str:
     """A deployment whose process has died."""
-    name, _ = deploy(custom.Dying(), signature=SIGNATURE)
-    kill(pyfunc_client, name)
-    return name
-
-
-def test_predict_names_the_command_that_starts_the_process_again(
-    pyfunc_client: TritonDeploymentClient, dead: str
-) -> None:
-    message = kill(pyfunc_client, dead)
-    assert f"mlflow deployments update -t triton --name {dead}" in message
-    pyfunc_client.update_deployment(dead)
-    assert answer(pyfunc_client, dead) == 1.0
+    kill(pyfunc_client, deadly[0])
+    return deadly[0]
 
 
 def test_get_and_list_do_not_call_it_ready(
@@ -66,51 +61,53 @@ def test_get_and_list_do_not_call_it_ready(
         assert each["served_versions"] == []
 
 
+def test_predict_names_the_command_that_starts_the_process_again(
+    pyfunc_client: TritonDeploymentClient, dead: str
+) -> None:
+    message = kill(pyfunc_client, dead)
+    assert f"mlflow deployments update -t triton --name {dead}" in message
+    pyfunc_client.update_deployment(dead)
+    assert answer(pyfunc_client, dead) == 1.0
+
+
 @pytest.mark.parametrize("stream", ["false", "true"])
 def test_looking_does_not_ask_the_model_and_counts_as_no_failure(
-    deploy: Deploy,
     pyfunc_client: TritonDeploymentClient,
     pyfunc_triton: LocalTriton,
+    pyfunc_name: str,
     tmp_path: Path,
     stream: str,
 ) -> None:
-    notes = tmp_path / "notes"
+    notes, name = tmp_path / "notes", pyfunc_name
     info = log_pyfunc(custom.Noting(str(notes)), signature=SIGNATURE)
-    name = f"m{uuid.uuid4().hex[:12]}"
     pyfunc_client.create_deployment(name, info.model_uri, config={"stream": stream})
-    try:
-        for _ in range(2):  # Triton counts a request when the next one is answered, at the latest
-            assert pyfunc_client.get_deployment(name)["state"] == "READY"
-        triton = tritonclient.grpc.InferenceServerClient(pyfunc_triton.grpc_url)
-        (counts,) = triton.get_inference_statistics(name).model_stats
-    finally:
-        pyfunc_client.delete_deployment(name)
+    for _ in range(2):  # Triton counts a request when the next one is answered, at the latest
+        assert pyfunc_client.get_deployment(name)["state"] == "READY"
+    triton = tritonclient.grpc.InferenceServerClient(pyfunc_triton.grpc_url)
+    (counts,) = triton.get_inference_statistics(name).model_stats
     assert not notes.exists()
     assert counts.inference_stats.success.count >= 1
     assert counts.inference_stats.fail.count == 0
 
 
 def test_delete_does_not_wait_for_it_and_its_name_is_free(
-    pyfunc_client: TritonDeploymentClient, pyfunc_repository: Path
+    pyfunc_client: TritonDeploymentClient, pyfunc_repository: Path, deadly: tuple[str, str]
 ) -> None:
-    info = log_pyfunc(custom.Dying(), signature=SIGNATURE)
+    """And an update serves another model in its place, which is deleted as any."""
     name = f"m{uuid.uuid4().hex[:12]}"
-    for _ in range(2):
-        pyfunc_client.create_deployment(name, info.model_uri)
-        assert answer(pyfunc_client, name) == 1.0
-        kill(pyfunc_client, name)
-        pyfunc_client.delete_deployment(name, config={"load_timeout": 20})
-        assert not (pyfunc_repository / name).exists()
-
-
-def test_update_serves_another_model_in_its_place(
-    pyfunc_client: TritonDeploymentClient, dead: str
-) -> None:
-    info = log_pyfunc(custom.Echo(), signature=SIGNATURE)
-    updated = pyfunc_client.update_deployment(dead, info.model_uri, config={"load_timeout": 60})
+    pyfunc_client.create_deployment(name, deadly[1])
+    kill(pyfunc_client, name)
+    pyfunc_client.delete_deployment(name, config={"load_timeout": 20})
+    assert not (pyfunc_repository / name).exists()
+    pyfunc_client.create_deployment(name, deadly[1])
+    assert answer(pyfunc_client, name) == 1.0
+    kill(pyfunc_client, name)
+    other = log_pyfunc(custom.Echo(), signature=SIGNATURE).model_uri
+    updated = pyfunc_client.update_deployment(name, other, config={"load_timeout": 60})
     assert updated["state"] == "READY"
-    assert answer(pyfunc_client, dead) == 1.0
-    pyfunc_client.delete_deployment(dead, config={"load_timeout": 20})
+    assert answer(pyfunc_client, name) == 1.0
+    pyfunc_client.delete_deployment(name, config={"load_timeout": 20})
+    assert not (pyfunc_repository / name).exists()
 
 
 def test_a_model_that_is_not_asked_is_deleted_once_triton_was_restarted(

@@ -44,6 +44,8 @@ BOOSTING = {
         },
     }
 }
+#: What a user who asks for the faster way is told.
+LACKS_FIL = ("backend 'fil'", "--flavor python_function")
 #: A backend that reads no model, as FIL does not read those of a newer XGBoost.
 OLD_BACKEND = """
 class TritonPythonModel:
@@ -98,10 +100,8 @@ def older(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Older]:
 
 
 @pytest.fixture
-def name(pyfunc_client: TritonDeploymentClient) -> Iterator[str]:
-    name = f"m{uuid.uuid4().hex[:12]}"
-    yield name
-    pyfunc_client.delete_deployment(name)
+def name(pyfunc_name: str) -> str:
+    return pyfunc_name
 
 
 def answers(client: TritonDeploymentClient, name: str) -> list[float]:
@@ -150,23 +150,17 @@ def test_an_update_keeps_the_way_that_is_deployed(
 
 
 def test_who_asks_for_it_is_told_and_nothing_changes(
-    pyfunc_client: TritonDeploymentClient, pyfunc_repository: Path, forest: str, name: str
+    pyfunc_client: TritonDeploymentClient, pyfunc_repository: Path, forest: str
 ) -> None:
-    words = ("backend 'fil'", "--flavor python_function")
-
-    def create(**config: Any) -> object:
-        return pyfunc_client.create_deployment(name, forest, "xgboost", config)
-
-    refused(create, "INVALID_PARAMETER_VALUE", *words)
-    refused(lambda: create(validate="load"), "INVALID_PARAMETER_VALUE", *words)
-    assert not (pyfunc_repository / name).exists()
-    pyfunc_client.create_deployment(name, forest, "python_function")
-    refused(
-        lambda: pyfunc_client.update_deployment(name, forest, "xgboost"),
-        "INVALID_PARAMETER_VALUE",
-        *words,
-    )
-    assert answers(pyfunc_client, name) == [1.5, 3.5]
+    """`test_a_config_decides_the_way` has the same of an update."""
+    name = f"m{uuid.uuid4().hex[:12]}"
+    for config in ({}, {"validate": "load"}):
+        refused(
+            partial(pyfunc_client.create_deployment, name, forest, "xgboost", config),
+            "INVALID_PARAMETER_VALUE",
+            *LACKS_FIL,
+        )
+        assert not (pyfunc_repository / name).exists()
 
 
 def test_a_model_that_has_no_other_way_is_refused(
@@ -263,6 +257,11 @@ def test_a_config_decides_the_way(
         "INVALID_PARAMETER_VALUE",
         "names backend 'fil', and flavor python_function is served by 'python'",
         "choose another --flavor",
+    )
+    refused(
+        lambda: pyfunc_client.update_deployment(name, forest, "xgboost", {"config": "default"}),
+        "INVALID_PARAMETER_VALUE",
+        *LACKS_FIL,
     )
     for act in (pyfunc_client.plan_deployment, pyfunc_client.create_deployment):
         refused(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +10,12 @@ import mlflow.sklearn
 import numpy as np
 import onnx
 import pandas as pd
-import pytest
 from mlflow.models import infer_signature
 from onnx import TensorProto, helper
 from sklearn.linear_model import LinearRegression
 
 from ..faults.points import are_all_walked  # noqa: TID252 - tests have no name to be imported by
-from ..models import log_model, log_onnx  # noqa: TID252 - the same
+from ..models import log_model, log_onnx, log_pyfunc  # noqa: TID252 - the same
 from . import custom
 
 if TYPE_CHECKING:
@@ -76,7 +74,9 @@ def test_the_rank_of_a_row_is_that_in_its_own_table(
     assert foreign(pyfunc_client, name, table, ranks) == []
 
 
-def test_sums_along_a_sequence_are_of_ones_own(client: TritonDeploymentClient, name: str) -> None:
+def test_sums_along_a_sequence_are_of_ones_own(
+    pyfunc_client: TritonDeploymentClient, pyfunc_name: str
+) -> None:
     """ONNX whose first dimension is called `seq` has no batch that requests could be joined in."""
     x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["seq", 4]) for n in "xy")
     axis = helper.make_tensor("axis", TensorProto.INT64, [], [0])
@@ -84,8 +84,8 @@ def test_sums_along_a_sequence_are_of_ones_own(client: TritonDeploymentClient, n
     graph = helper.make_graph([node], "sums", [x], [y], [axis])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     onnx.checker.check_model(model)
-    client.create_deployment(name, log_onnx(model).model_uri)
-    requests = client.get_deployment(name)["requests"]
+    pyfunc_client.create_deployment(pyfunc_name, log_onnx(model).model_uri)
+    requests = pyfunc_client.get_deployment(pyfunc_name)["requests"]
     assert requests == {
         "joined": False,
         "why": "the first dimensions ('seq') are no batch by their names",
@@ -98,7 +98,7 @@ def test_sums_along_a_sequence_are_of_ones_own(client: TritonDeploymentClient, n
         found: list[float] = np.cumsum(rows(number), axis=0).reshape(-1).tolist()
         return found
 
-    assert foreign(client, name, rows, sums) == []
+    assert foreign(pyfunc_client, pyfunc_name, rows, sums) == []
 
 
 def test_a_model_that_answers_each_row_by_itself_is_joined_because_a_user_says_so(
@@ -125,28 +125,24 @@ def test_a_model_that_answers_each_row_by_itself_is_joined_because_a_user_says_s
     }
 
 
-def test_scikit_learn_is_joined_by_itself(pyfunc_client: TritonDeploymentClient) -> None:
+def test_scikit_learn_is_joined_by_itself(
+    pyfunc_client: TritonDeploymentClient, pyfunc_name: str
+) -> None:
     model = LinearRegression().fit(FRAME, FRAME["a"] * 3)
     logged = log_model(
         mlflow.sklearn, sk_model=model, signature=SIGNATURE, pip_requirements=["scikit-learn"]
     )
-    name = f"m{uuid.uuid4().hex[:12]}"
-    pyfunc_client.create_deployment(name, logged.model_uri)
-    requests = pyfunc_client.get_deployment(name)["requests"]
+    pyfunc_client.create_deployment(pyfunc_name, logged.model_uri)
+    requests = pyfunc_client.get_deployment(pyfunc_name)["requests"]
     assert requests == {"joined": True, "why": "scikit-learn answers each row by itself"}
-
-    def table(number: int) -> Any:
-        return pd.DataFrame({"a": [float(number + row) for row in range(1 + number % 3)]})
-
-    answered = pyfunc_client.predict(name, table(2))["outputs"]["predictions"]
+    table = pd.DataFrame({"a": [2.0, 3.0, 4.0]})
+    answered = pyfunc_client.predict(pyfunc_name, table)["outputs"]["predictions"]
     np.testing.assert_allclose(answered.reshape(-1), [6.0, 9.0, 12.0])
-    pyfunc_client.delete_deployment(name)
 
 
-@pytest.mark.parametrize("value", ["true", "false"])
-def test_the_plan_says_it_as_json_can(
-    deploy: Deploy, pyfunc_client: TritonDeploymentClient, value: str
-) -> None:
-    name, uri = deploy(custom.Ranks(), signature=SIGNATURE)
-    plan = pyfunc_client.plan_deployment(name, uri, config={"join_requests": value})
-    assert json.loads(json.dumps(plan["requests"]))["joined"] is (value == "true")
+def test_the_plan_says_it_as_json_can(pyfunc_client: TritonDeploymentClient) -> None:
+    uri = log_pyfunc(custom.Ranks(), signature=SIGNATURE).model_uri
+    for value in (True, False):
+        config = {"join_requests": str(value).lower()}
+        plan = pyfunc_client.plan_deployment("planned", uri, config=config)
+        assert json.loads(json.dumps(plan["requests"]))["joined"] is value

@@ -82,19 +82,13 @@ def test_predict_answers_what_predict_does(
     assert [each.decode() for each in answered.reshape(-1)] == ["A B", "C", "É"]
 
 
-@pytest.mark.parametrize("form", ["text", "number", "object", "columns"])
-def test_pieces_of_every_form(
-    deploy: Deploy, pyfunc_client: TritonDeploymentClient, form: str
+def test_a_piece_may_have_several_outputs(
+    deploy: Deploy, pyfunc_client: TritonDeploymentClient
 ) -> None:
-    columns: Any = {
-        "text": [ColSpec("string")],
-        "number": [ColSpec("double")],
-        "object": None,
-        "columns": [ColSpec("string", "token"), ColSpec("double", "logprob")],
-    }[form]
-    inputs = Schema([ColSpec("long", "count")])
-    signature = ModelSignature(inputs, Schema(columns) if columns else None)
-    name, uri = deploy(custom.Pieces(form), signature=signature)
+    """`test_pyfunc_forms.py` of triton-repo has pieces of every form, without a server."""
+    columns = [ColSpec("string", "token"), ColSpec("double", "logprob")]
+    signature = ModelSignature(Schema([ColSpec("long", "count")]), Schema(columns))
+    name, uri = deploy(custom.Pieces(), signature=signature)
     model = mlflow.pyfunc.load_model(uri)
     for count in (0, 1, 20):
         wanted = list(model.predict_stream({"count": count}))
@@ -102,43 +96,27 @@ def test_pieces_of_every_form(
             each["outputs"]
             for each in pyfunc_client.predict_stream(name, {"count": np.array([count])})
         ]
-        if form == "columns":
-            found: list[Any] = [
-                {"token": each["token"].item().decode(), "logprob": each["logprob"].item()}
-                for each in pieces
-            ]
-        else:
-            values = [each["predictions"].reshape(-1)[0] for each in pieces]
-            found = [each.decode() if isinstance(each, bytes) else each for each in values]
+        found = [
+            {"token": each["token"].item().decode(), "logprob": each["logprob"].item()}
+            for each in pieces
+        ]
         assert found == wanted
         assert len(found) == count
 
 
-@pytest.mark.parametrize("form", list(custom.ROWS))
 def test_a_piece_without_the_batch_dimension_is_one_row(
-    deploy: Deploy, pyfunc_client: TritonDeploymentClient, form: str
+    deploy: Deploy, pyfunc_client: TritonDeploymentClient
 ) -> None:
-    kinds: dict[str, Any] = {
-        "three": Schema([TensorSpec(np.dtype(np.float32), (-1, 3))]),
-        "any": Schema([ColSpec(Array(DataType.double))]),
-        "texts": Schema([ColSpec(Array(DataType.string))]),
-        "json": None,
-    }
-    signature = ModelSignature(Schema([ColSpec("double", "x")]), kinds[form])
-    name, _uri = deploy(custom.Rows(form), signature=signature)
+    """The same."""
+    outputs = Schema([TensorSpec(np.dtype(np.float32), (-1, 3))])
+    signature = ModelSignature(Schema([ColSpec("double", "x")]), outputs)
+    name, _uri = deploy(custom.Rows(), signature=signature)
     pieces = pyfunc_client.predict_stream(name, {"x": [1.0]})
     arrays = [each["outputs"]["predictions"] for each in pieces]
-    if form == "json":
-        wanted = [[1, [2]], {"predictions": 3}, [{"q": 1}, {"q": 2}], [0, 1], None, "x"]
-        assert [each.tolist() for each in arrays] == [[[each]] for each in wanted]
-        return
-    if form == "texts":
-        arrays = [np.char.decode(each.astype("S")) for each in arrays]
-    given = [np.atleast_2d(piece) for piece in custom.ROWS[form]()]
+    given = [np.atleast_2d(piece) for piece in custom.rows()]
     assert [each.tolist() for each in arrays] == [each.tolist() for each in given]
-    if form == "three":
-        answered = pyfunc_client.predict(name, {"x": [1.0]})["outputs"]["predictions"]
-        assert answered.tolist() == [[1, 2, 3]]
+    answered = pyfunc_client.predict(name, {"x": [1.0]})["outputs"]["predictions"]
+    assert answered.tolist() == [[1, 2, 3]]
 
 
 def test_numbers_that_json_has_not_come_back_and_others_get_valid_json(
@@ -199,15 +177,20 @@ def test_who_goes_away_is_waited_for_by_nobody(
     wait_until((tmp_path / "gate.end").exists)
 
 
+@pytest.fixture(scope="module")
+def ticking() -> str:
+    signature = infer_signature(pd.DataFrame({"folder": ["x"]}), ["text"])
+    uri: str = log_pyfunc(custom.Ticking(), signature=signature).model_uri
+    return uri
+
+
 @pytest.mark.parametrize("options", [{"parameters.mlflow_streams": "2"}, {"instance_count": "2"}])
 def test_who_leaves_an_endless_answer_ends_it(
-    pyfunc_client: TritonDeploymentClient, tmp_path: Path, options: dict[str, str]
+    pyfunc_client: TritonDeploymentClient, ticking: str, tmp_path: Path, options: dict[str, str]
 ) -> None:
     """While the client lives on; those that have not begun, too, and on whichever instance."""
     name = f"m{uuid.uuid4().hex[:12]}"
-    signature = infer_signature(pd.DataFrame({"folder": ["x"]}), ["text"])
-    uri = log_pyfunc(custom.Ticking(), signature=signature).model_uri
-    pyfunc_client.create_deployment(name, uri, config={"load_timeout": "60", **options})
+    pyfunc_client.create_deployment(name, ticking, config={"load_timeout": "60", **options})
     asked = {"folder": [str(tmp_path)]}
     try:
         endless: list[Any] = [pyfunc_client.predict_stream(name, asked) for _ in range(2)]
@@ -220,8 +203,7 @@ def test_who_leaves_an_endless_answer_ends_it(
         for each in endless:
             each.close()
         wait_until(lambda: len(list(tmp_path.iterdir())) == len(endless) + 1)
-        pyfunc_client.update_deployment(name, uri)
-    finally:
+    finally:  # which waits until Triton has unloaded it
         pyfunc_client.delete_deployment(name, config={"load_timeout": "60"})
 
 
@@ -323,16 +305,19 @@ def test_streams_and_predictions_go_on_beside_each_other(
 
 
 def test_others_than_the_number_configured_wait(
-    pyfunc_client: TritonDeploymentClient, tmp_path: Path
+    telling: tuple[str, str],
+    pyfunc_client: TritonDeploymentClient,
+    pyfunc_name: str,
+    tmp_path: Path,
 ) -> None:
-    name, gate = f"m{uuid.uuid4().hex[:12]}", tmp_path / "gate"
-    info = log_pyfunc(custom.Telling(), signature=SIGNATURE)
-    pyfunc_client.create_deployment(name, info.model_uri, config={"parameters.mlflow_streams": "1"})
+    gate = tmp_path / "gate"
+    config = {"parameters.mlflow_streams": "1"}
+    pyfunc_client.create_deployment(pyfunc_name, telling[1], config=config)
     try:
-        first = pyfunc_client.predict_stream(name, gated(gate))
+        first = pyfunc_client.predict_stream(pyfunc_name, gated(gate))
         second: list[str] = []
         waiting = threading.Thread(
-            target=lambda: second.extend(texts(pyfunc_client.predict_stream(name, PROMPT)))
+            target=lambda: second.extend(texts(pyfunc_client.predict_stream(pyfunc_name, PROMPT)))
         )
         waiting.start()
         waiting.join(0.5)
@@ -343,7 +328,6 @@ def test_others_than_the_number_configured_wait(
         assert second == WORDS
     finally:
         gate.touch()
-        pyfunc_client.delete_deployment(name)
 
 
 def test_more_than_one_row_is_refused_with_the_model_s_words(
@@ -372,14 +356,6 @@ def test_a_deadline_is_for_each_piece(
     assert texts(pyfunc_client.predict_stream(telling[0], PROMPT)) == WORDS
 
 
-def test_a_model_that_answers_at_once_is_told_from_one_that_streams(
-    deploy: Deploy, pyfunc_client: TritonDeploymentClient
-) -> None:
-    frame = pd.DataFrame({"x": [1.0, 2.0]})
-    name, _uri = deploy(custom.Echo(), signature=infer_signature(frame, frame))
-    refused(lambda: pyfunc_client.predict_stream(name, frame), "BAD_REQUEST", "not in pieces")
-
-
 def test_a_predict_that_is_a_generator_streams_on_request(
     deploy: Deploy, pyfunc_client: TritonDeploymentClient
 ) -> None:
@@ -395,59 +371,52 @@ def test_stream_false_serves_clients_that_take_one_answer(
     telling: tuple[str, str],
     pyfunc_client: TritonDeploymentClient,
     pyfunc_triton: LocalTriton,
+    pyfunc_name: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    name, uri = f"m{uuid.uuid4().hex[:12]}", telling[1]
+    name, uri = pyfunc_name, telling[1]
     monkeypatch.setenv("TRITON_URL", pyfunc_triton.http_url)
     http: Any = get_deploy_client("triton")
     words = ("BAD_REQUEST", "gRPC", "stream=false")
     refused(lambda: http.predict(telling[0], PROMPT), *words)
     refused(lambda: http.predict_stream(telling[0], PROMPT), *words)
     pyfunc_client.create_deployment(name, uri, config={"stream": "false"})
-    try:
-        answered = http.predict(name, PROMPT)["outputs"]["predictions"]
-        assert answered.item().decode() == PROMPT["prompt"][0].upper()
-        # until it is taken back it stays, also through updates
-        pyfunc_client.update_deployment(name, uri)
-        assert http.predict(name, PROMPT)["outputs"]["predictions"].shape == (1, 1)
-        pyfunc_client.update_deployment(name, config={"stream": "default"})
-        assert texts(pyfunc_client.predict_stream(name, PROMPT)) == WORDS
-    finally:
-        pyfunc_client.delete_deployment(name)
+    answered = http.predict(name, PROMPT)["outputs"]["predictions"]
+    assert answered.item().decode() == PROMPT["prompt"][0].upper()
+    # until it is taken back it stays, also through updates
+    pyfunc_client.update_deployment(name, uri)
+    assert http.predict(name, PROMPT)["outputs"]["predictions"].shape == (1, 1)
+    pyfunc_client.update_deployment(name, config={"stream": "default"})
+    assert texts(pyfunc_client.predict_stream(name, PROMPT)) == WORDS
 
 
 def test_an_update_from_one_to_the_other_and_back(
-    pyfunc_client: TritonDeploymentClient,
+    telling: tuple[str, str], pyfunc_client: TritonDeploymentClient, pyfunc_name: str
 ) -> None:
-    name = f"m{uuid.uuid4().hex[:12]}"
+    """And a model that answers at once says so where it is asked for pieces."""
     frame = pd.DataFrame(PROMPT)
     whole = log_pyfunc(custom.Echo(), signature=infer_signature(frame, ["text"])).model_uri
-    told = log_pyfunc(custom.Telling(), signature=SIGNATURE).model_uri
-    pyfunc_client.create_deployment(name, whole)
-    try:
-        for _ in range(2):
-            assert texts([pyfunc_client.predict(name, PROMPT)]) == PROMPT["prompt"]
-            pyfunc_client.update_deployment(name, told)
-            assert texts([pyfunc_client.predict(name, PROMPT)]) == [PROMPT["prompt"][0].upper()]
-            assert texts(pyfunc_client.predict_stream(name, PROMPT)) == WORDS
-            pyfunc_client.update_deployment(name, whole)
-            stream = partial(pyfunc_client.predict_stream, name, PROMPT)
-            refused(stream, "BAD_REQUEST", "not in pieces")
-    finally:
-        pyfunc_client.delete_deployment(name)
+    stream = partial(pyfunc_client.predict_stream, pyfunc_name, PROMPT)
+    predict = partial(pyfunc_client.predict, pyfunc_name, PROMPT)
+    pyfunc_client.create_deployment(pyfunc_name, whole)
+    assert texts([predict()]) == PROMPT["prompt"]
+    refused(stream, "BAD_REQUEST", "not in pieces")
+    pyfunc_client.update_deployment(pyfunc_name, telling[1])
+    assert texts([predict()]) == [PROMPT["prompt"][0].upper()]
+    assert texts(stream()) == WORDS
+    pyfunc_client.update_deployment(pyfunc_name, whole)
+    assert texts([predict()]) == PROMPT["prompt"]
+    refused(stream, "BAD_REQUEST", "not in pieces")
 
 
-def test_it_answers_its_own_example_and_warms_up(pyfunc_client: TritonDeploymentClient) -> None:
-    name = f"m{uuid.uuid4().hex[:12]}"
+def test_it_answers_its_own_example_and_warms_up(
+    pyfunc_client: TritonDeploymentClient, pyfunc_name: str
+) -> None:
     example = (pd.DataFrame(PROMPT), {"gate": ""})
     info = log_pyfunc(custom.Telling(), signature=SIGNATURE, input_example=example)
-    pyfunc_client.create_deployment(name, info.model_uri, config={"validate": True, "warmup": True})
-    try:
-        assert texts(pyfunc_client.predict_stream(name, PROMPT)) == WORDS
-        pyfunc_client.update_deployment(name, config={"warmup": "1,8"})
-        assert texts(pyfunc_client.predict_stream(name, PROMPT)) == WORDS
-    finally:
-        pyfunc_client.delete_deployment(name)
+    config = {"validate": True, "warmup": "1,8"}
+    pyfunc_client.create_deployment(pyfunc_name, info.model_uri, config=config)
+    assert texts(pyfunc_client.predict_stream(pyfunc_name, PROMPT)) == WORDS
 
 
 def test_other_clients(telling: tuple[str, str], pyfunc_triton: LocalTriton) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 )
 def test_in_batches_of_the_sizes_asked_for(
     pyfunc_client: TritonDeploymentClient,
+    pyfunc_name: str,
     tmp_path: Path,
     join_requests: bool,  # noqa: FBT001
     sizes: list[int],
@@ -51,10 +52,9 @@ def test_in_batches_of_the_sizes_asked_for(
     )
     notes.write_text("")  # MLflow asks it, too
     pyfunc_client.create_deployment(
-        "warm", info.model_uri, config={"warmup": [1, 3], "join_requests": join_requests}
+        pyfunc_name, info.model_uri, config={"warmup": [1, 3], "join_requests": join_requests}
     )
     asked = [json.loads(line) for line in notes.read_text().splitlines()]
-    pyfunc_client.delete_deployment("warm")
     row = dict(zip(asked[0]["columns"], asked[0]["data"][0], strict=True))
     assert {"s": "über", "x": 1.5}.items() <= row.items()
     assert sorted(len(each["data"]) for each in asked) == sizes
