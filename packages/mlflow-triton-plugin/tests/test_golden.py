@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import uuid
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,11 +16,11 @@ from mlflow.models import Model
 
 from triton_repo.artifact import OUTPUT_EXAMPLE
 
-from .conftest import error_of
+from .conftest import error_of, unloads_not_waited_for
 from .models import PYTHON_CONFIG, log_onnx, python_directory, python_source, scale_model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from mlflow_triton_plugin.local import LocalTriton
@@ -77,6 +78,22 @@ def test_a_model_that_passes_serves(
     assert not [path for path in snapshot(name) if "_mlflow_triton" in path]
 
 
+@pytest.fixture(scope="module")
+def serving(
+    triton: LocalTriton, repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """A deployment, `y = x + 1`, whose model has no example; every update of it is refused."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_URL", triton.grpc_url)
+        patch.setenv("TRITON_MODEL_REPO", str(repository))
+        client = get_deploy_client("triton")
+    name = f"m{uuid.uuid4().hex[:12]}"
+    client.create_deployment(name, example_model(tmp_path_factory.mktemp("old"), "x + 1"))
+    yield name
+    with unloads_not_waited_for():
+        client.delete_deployment(name)
+
+
 REFUSED = {
     "an error": ("x / 0 if False else [][0]", None, "list index out of range"),
     "a value that is not finite": ("x * float('nan')", None, "not finite, nan at [0]"),
@@ -99,40 +116,39 @@ REFUSED = {
 @pytest.mark.parametrize("label", REFUSED)
 def test_a_model_that_fails_its_check_never_answers_anybody(
     client: TritonDeploymentClient,
-    name: str,
+    serving: str,
     tmp_path: Path,
     snapshot: Callable[[str], dict[str, bytes]],
     label: str,
 ) -> None:
     """The old version answers every request meanwhile, and not a byte of it is different."""
     expression, output, said = REFUSED[label]
-    client.create_deployment(name, example_model(tmp_path / "old", "x + 1"))
-    before = snapshot(name)
+    before = snapshot(serving)
     bad = example_model(tmp_path / "bad", expression, example=INPUT, output=output)
     answers: list[list[float]] = []
     over = threading.Event()
 
     def ask() -> None:
         while not over.is_set():
-            answers.append(answer(client, name))
+            answers.append(answer(client, serving))
 
     asking = threading.Thread(target=ask)
     asking.start()
     try:
         with pytest.raises(MlflowException) as raised:
-            client.update_deployment(name, bad, config=VALIDATE)
+            client.update_deployment(serving, bad, config=VALIDATE)
     finally:
         over.set()
         asking.join()
     code, message = error_of(raised)
     assert code == "INVALID_PARAMETER_VALUE"
     assert said in message
-    assert message.startswith(f"{name} failed its golden check")
+    assert message.startswith(f"{serving} failed its golden check")
     assert "incoming" not in message
-    assert snapshot(name) == before
+    assert snapshot(serving) == before
     assert answers
     assert all(each == [2] for each in answers)
-    assert client.get_deployment(name)["state"] == "READY"
+    assert client.get_deployment(serving)["state"] == "READY"
 
 
 def test_a_create_that_fails_its_check_leaves_nothing(
@@ -185,17 +201,14 @@ def test_an_example_that_does_not_fit_the_model_is_said_so(
 
 def test_a_model_without_an_example_cannot_be_validated(
     client: TritonDeploymentClient,
-    name: str,
-    tmp_path: Path,
+    serving: str,
     snapshot: Callable[[str], dict[str, bytes]],
 ) -> None:
-    uri = example_model(tmp_path / "a", "x + 1")
-    client.create_deployment(name, uri)
-    before = snapshot(name)
+    before = snapshot(serving)
     with pytest.raises(MlflowException, match="logged without an input example") as raised:
-        client.update_deployment(name, config=VALIDATE)
+        client.update_deployment(serving, config=VALIDATE)
     assert error_of(raised)[0] == "INVALID_PARAMETER_VALUE"
-    assert snapshot(name) == before
+    assert snapshot(serving) == before
 
 
 @pytest.mark.parametrize("path", ["../outside.json", "/etc/hostname", "missing.json"])
@@ -211,32 +224,24 @@ def test_an_example_outside_the_model_is_refused(
         client.create_deployment(name, uri, config=VALIDATE)
 
 
-@pytest.mark.parametrize("kind", ["array", "frame"])
-def test_what_mlflow_logs_as_an_example_is_taken(
-    client: TritonDeploymentClient, name: str, registered: Callable[[str], str], kind: str
-) -> None:
-    """MLflow's own `log_model(input_example=…)`, for versions that were logged with it."""
-    model = registered("examples")
-    array = np.arange(8, dtype=np.float32).reshape(2, 4)
-    example = array if kind == "array" else pd.DataFrame(array, columns=list("abcd"))
-    log_onnx(scale_model(2), registered=model, input_example=example)
-    log_onnx(scale_model(3), registered=model, input_example=example)
-    client.create_deployment(name, f"models:/{model}/1", config=VALIDATE)
-    updated = client.update_deployment(name, f"models:/{model}/2", config=VALIDATE)
-    assert updated["served_versions"] == [2]
-
-
-def test_going_back_with_a_check_asks_the_version_that_is_on_disk_again(
+def test_what_mlflow_logs_as_an_example_is_taken_also_where_a_version_returns(
     client: TritonDeploymentClient,
     name: str,
     registered: Callable[[str], str],
     repository: Path,
 ) -> None:
-    model = registered("back")
-    for factor in (2, 3):
-        log_onnx(scale_model(factor), registered=model, input_example=np.ones((1, 4), np.float32))
-    client.create_deployment(name, f"models:/{model}/1")
-    client.update_deployment(name, f"models:/{model}/2")
+    """MLflow's own `log_model(input_example=…)`: an array, then a frame.
+
+    A version that is on disk is asked again, and not copied again.
+    """
+    model = registered("examples")
+    array = np.arange(8, dtype=np.float32).reshape(2, 4)
+    log_onnx(scale_model(2), registered=model, input_example=array)
+    frame = pd.DataFrame(array, columns=list("abcd"))
+    log_onnx(scale_model(3), registered=model, input_example=frame)
+    client.create_deployment(name, f"models:/{model}/1", config=VALIDATE)
+    updated = client.update_deployment(name, f"models:/{model}/2", config=VALIDATE)
+    assert updated["served_versions"] == [2]
     before = (repository / name / "1" / "model.onnx").stat()
     back = client.update_deployment(name, f"models:/{model}/1", config=VALIDATE)
     after = (repository / name / "1" / "model.onnx").stat()
@@ -247,23 +252,22 @@ def test_going_back_with_a_check_asks_the_version_that_is_on_disk_again(
 @pytest.mark.parametrize("validate", ["load", "true"])
 def test_a_model_that_does_not_load_apart_never_touches_what_serves(
     client: TritonDeploymentClient,
-    name: str,
+    serving: str,
     tmp_path: Path,
     snapshot: Callable[[str], dict[str, bytes]],
     validate: str,
 ) -> None:
-    """Triton's reason is shown under the deployment's own name."""
-    client.create_deployment(name, example_model(tmp_path / "old", "x + 1"))
-    before = snapshot(name)
+    """Triton's reason is shown under the deployment's own serving."""
+    before = snapshot(serving)
     bad = example_model(tmp_path / "bad", "x", example=INPUT)
     (tmp_path / "bad" / "model" / "1" / "model.py").write_text("raise ValueError('no good')")
     with pytest.raises(MlflowException) as raised:
-        client.update_deployment(name, bad, config={"validate": validate})
+        client.update_deployment(serving, bad, config={"validate": validate})
     assert "no good" in str(raised.value)
-    assert f"cannot load {name}:" in str(raised.value)
+    assert f"cannot load {serving}:" in str(raised.value)
     assert "incoming" not in str(raised.value)
-    assert snapshot(name) == before
-    assert answer(client, name) == [2]
+    assert snapshot(serving) == before
+    assert answer(client, serving) == [2]
 
 
 def test_a_model_without_an_example_can_be_loaded_apart(

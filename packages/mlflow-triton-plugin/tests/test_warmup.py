@@ -68,12 +68,15 @@ def test_the_next_model_is_warmed_up_with_its_own(
     assert warmups(repository, name) == [("input_example_4", 4, {"x": [4]})]
 
 
-@pytest.mark.parametrize("off", ["default", "false", False])
 def test_it_is_taken_back(
-    client: TritonDeploymentClient, name: str, scale: str, repository: Path, off: Any
+    client: TritonDeploymentClient, name: str, scale: str, repository: Path
 ) -> None:
     client.create_deployment(name, f"{scale}/1", config={"warmup": "true"})
-    client.update_deployment(name, config={"warmup": off})
+    assert "model_warmup" in client.plan_deployment(name)["config"]
+    for off in ("default", "false", False):
+        planned = client.plan_deployment(name, config={"warmup": off})["config"]
+        assert "model_warmup" not in planned
+    client.update_deployment(name, config={"warmup": False})
     assert warmups(repository, name) == []
     assert not (repository / name / "warmup").exists()
     assert client.get_deployment(name)["state"] == "READY"

@@ -63,7 +63,7 @@ def test_ctrl_c_and_sigterm_end_it_cleanly_and_with_all_it_started(
     is_alive: Callable[[int], bool],
 ) -> None:
     python_model(tmp_path / "models" / "model", "1")
-    with _running(tmp_path) as process:
+    with _running(tmp_path, "--", "--disable-auto-complete-config") as process:
         client = grpcclient.InferenceServerClient(_read_ready(process)["grpc"])
         client.load_model("model")
         client.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -49,6 +50,11 @@ class Served:
         """Serve a model; return its configuration."""
         self.write(name, model, config)
         return self.loaded(name)
+
+    def load_all(self, *names: str) -> list[dict[str, Any]]:
+        """Serve models that are in the repository, side by side; their configurations."""
+        with ThreadPoolExecutor(len(names)) as pool:
+            return list(pool.map(self.loaded, names))
 
     def loaded(self, name: str) -> dict[str, Any]:
         self.client.load_model(name)
@@ -209,25 +215,24 @@ def test_a_scalar_is_a_tensor_of_one_element(served: Served) -> None:
     assert answer.tolist() == [2.5]
 
 
-def test_one_number_a_row_is_a_column(served: Served) -> None:
+def test_one_number_a_row_is_a_column(served: Served, strict: Served) -> None:
     served.load("column", _identity(shape=("N",)))
     x = np.array([[1], [2]], np.float32)
     assert served.infer("column", {"X": x})["Y"].tolist() == x.tolist()
     reshaped = f"max_batch_size: 4\n{_io('data_type: TYPE_FP32 dims: [1]')}"
-    served.load("column_by_hand", _identity(shape=("N",)), reshaped)
-    assert served.infer("column_by_hand", {"X": x})["Y"].tolist() == x.tolist()
+    strict.load("column_by_hand", _identity(shape=("N",)), reshaped)
+    assert strict.infer("column_by_hand", {"X": x})["Y"].tolist() == x.tolist()
 
 
-def test_tensors_without_elements_pass(served: Served) -> None:
-    served.load("empty", _identity(shape=("N", None)))
-    served.load("empty_text", _identity(_STRING, ("N", None)))
-    served.load("empty_bfloat16", _identity(TensorProto.BFLOAT16, ("N", None)))
-    for model, dtype in (
-        ("empty", np.float32),
-        ("empty_text", np.object_),
-        ("empty_bfloat16", ml_dtypes.bfloat16),
+def test_tensors_without_elements_pass(strict: Served) -> None:
+    for name, kind, onnx_kind, dtype in (
+        ("empty", "FP32", _FLOAT, np.float32),
+        ("empty_text", "STRING", _STRING, np.object_),
+        ("empty_bfloat16", "BF16", TensorProto.BFLOAT16, ml_dtypes.bfloat16),
     ):
-        assert served.infer(model, {"X": np.zeros((2, 0), dtype)})["Y"].shape == (2, 0)
+        config = _io(f"data_type: TYPE_{kind} dims: [-1, -1]")
+        strict.load(name, _identity(onnx_kind, ("N", None)), config)
+        assert strict.infer(name, {"X": np.zeros((2, 0), dtype)})["Y"].shape == (2, 0)
 
 
 def test_a_graph_that_says_nothing_of_a_shape_is_served_with_a_configuration(
@@ -332,11 +337,16 @@ def test_a_request_that_fails_in_a_batch_fails_alone_with_onnx_runtimes_words(
     assert other.as_numpy("Y").tolist() == [[20.0]] * 5
 
 
-def test_only_what_is_asked_for_is_returned(served: Served) -> None:
-    served.load("choosing", _counting())
+def test_only_what_is_asked_for_is_returned(strict: Served) -> None:
+    config = (
+        'input [{ name: "X" data_type: TYPE_FP32 dims: [-1, -1] }]\n'
+        'output [{ name: "Y" data_type: TYPE_FP32 dims: [-1, -1] },'
+        ' { name: "COUNT" data_type: TYPE_INT64 dims: [-1, 1] }]\n'
+    )
+    strict.load("choosing", _counting(), config)
     x = np.ones((1, 2), np.float32)
-    assert list(served.infer("choosing", {"X": x}, "COUNT")) == ["COUNT"]
-    assert sorted(served.infer("choosing", {"X": x})) == ["COUNT", "Y"]
+    assert list(strict.infer("choosing", {"X": x}, "COUNT")) == ["COUNT"]
+    assert sorted(strict.infer("choosing", {"X": x})) == ["COUNT", "Y"]
 
 
 def test_an_input_with_a_default_can_be_left_out(strict: Served) -> None:
@@ -358,7 +368,7 @@ def test_an_input_with_a_default_can_be_left_out(strict: Served) -> None:
     assert strict.infer("optional", {"X": x, "B": b})["Y"].tolist() == [[3.0]]
 
 
-def test_weights_beside_the_graph_are_found(served: Served) -> None:
+def test_weights_beside_the_graph_are_found(strict: Served) -> None:
     weights = onnx.numpy_helper.from_array(np.arange(3, dtype=np.float32), "W")
     model = _graph(
         [helper.make_node("Add", ["X", "W"], ["Y"])],
@@ -366,14 +376,16 @@ def test_weights_beside_the_graph_are_found(served: Served) -> None:
         {"Y": (_FLOAT, ("N", 3))},
         [weights],
     )
-    folder = served.repository / "external" / "1"
+    folder = strict.repository / "external" / "1"
     folder.mkdir(parents=True)
     onnx.save(
         model, folder / "model.onnx", save_as_external_data=True, location="w", size_threshold=0
     )
     assert (folder / "w").is_file()
-    served.loaded("external")
-    answer = served.infer("external", {"X": np.zeros((1, 3), np.float32)})
+    config = f'backend: "onnxruntime"\n{_ONE_INSTANCE}{_io(_THREE)}'
+    (folder.parent / "config.pbtxt").write_text(config, "utf-8")
+    strict.loaded("external")
+    answer = strict.infer("external", {"X": np.zeros((1, 3), np.float32)})
     assert answer["Y"].tolist() == [[0.0, 1.0, 2.0]]
 
 
@@ -388,7 +400,8 @@ def test_the_file_can_have_another_name_or_be_in_a_directory(served: Served) -> 
         onnx.save(_identity(), path)
         text = f'backend: "onnxruntime"\n{_ONE_INSTANCE}{config}'
         (served.repository / name / "config.pbtxt").write_text(text, "utf-8")
-        assert served.loaded(name)["max_batch_size"] == 4
+    for completed in served.load_all("renamed", "nested", "by_capability"):
+        assert completed["max_batch_size"] == 4
 
 
 def test_labels_name_the_classes(strict: Served) -> None:
@@ -418,10 +431,11 @@ def test_a_warm_up_runs_before_the_model_is_ready(strict: Served) -> None:
     assert "failed to run warmup" not in log.read_text("utf-8")
 
 
-def test_strings_that_are_no_utf8_are_refused_with_the_reason(served: Served) -> None:
-    served.load("text", _identity(_STRING, ("N", 1)))
+def test_strings_that_are_no_utf8_are_refused_with_the_reason(strict: Served) -> None:
+    config = _io("data_type: TYPE_STRING dims: [-1, 1]")
+    strict.load("text", _identity(_STRING, ("N", 1)), config)
     with pytest.raises(InferenceServerException, match="not UTF-8"):
-        served.infer("text", {"X": np.array([[b"\xff\xfe"]], np.object_)})
+        strict.infer("text", {"X": np.array([[b"\xff\xfe"]], np.object_)})
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     PythonModel = Callable[[Path, str], None]
 
 
+#: The configs are complete, and to complete one Triton starts its model twice, and sleeps a second.
+STRICT = ["--disable-auto-complete-config"]
+
+
 @pytest.fixture(autouse=True)
 def _temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logs of servers that failed are kept: here they go with the test's folder."""
@@ -62,7 +66,7 @@ def test_leaving_the_block_ends_the_server_its_stubs_and_their_shared_memory(
     regions_of: Callable[[int], set[str]],
 ) -> None:
     python_model(tmp_path / "model", "1")
-    with LocalTriton(tmp_path) as server:
+    with LocalTriton(tmp_path, extra_args=STRICT) as server:
         _ask(server, "model")
         assert server.pid
         stubs = descendants(server.pid)
@@ -95,7 +99,7 @@ def test_a_stub_left_by_a_killed_server_goes_with_it(
     regions_of: Callable[[int], set[str]],
 ) -> None:
     python_model(tmp_path / "model", "1")
-    with LocalTriton(tmp_path) as server:
+    with LocalTriton(tmp_path, extra_args=STRICT) as server:
         _ask(server, "model")
         assert server.pid
         stubs, regions = descendants(server.pid), regions_of(server.pid)
@@ -115,7 +119,7 @@ def test_a_server_whose_supervisor_is_killed_ends_too(
     eventually: Eventually,
 ) -> None:
     python_model(tmp_path / "model", "1")
-    with LocalTriton(tmp_path) as server:
+    with LocalTriton(tmp_path, extra_args=STRICT) as server:
         _ask(server, "model")
         assert server.pid
         everyone = {server.pid, *descendants(server.pid)}
@@ -130,7 +134,7 @@ _PARENT = """
     import sys, time, threading
     import tritonclient.grpc as grpcclient
     from mlflow_triton_plugin.local import LocalTriton
-    server = LocalTriton(sys.argv[1])
+    server = LocalTriton(sys.argv[1], extra_args=["--disable-auto-complete-config"])
     thread = threading.Thread(target=server.start)
     thread.start()
     thread.join()
@@ -206,7 +210,7 @@ def test_models_see_the_variables_given_and_no_foreign_packages(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", "/somewhere/with/numpy-2")
     python_model(tmp_path / "model", 'os.environ["SAID"] + os.environ.get("PYTHONPATH", "")')
-    with LocalTriton(tmp_path, env={"SAID": "this"}) as server:
+    with LocalTriton(tmp_path, env={"SAID": "this"}, extra_args=STRICT) as server:
         assert _ask(server, "model") == "this"
 
 
@@ -225,7 +229,7 @@ def test_a_repository_with_spaces_in_its_path_serves_python_models(
     """The Python backend starts its stubs through a shell, and does not quote."""
     repository = tmp_path / "my models; 'all' of $them"
     python_model(repository / "model", "1")
-    with LocalTriton(repository) as server:
+    with LocalTriton(repository, extra_args=STRICT) as server:
         assert _ask(server, "model") == "1"
 
 
@@ -236,7 +240,7 @@ def test_an_environment_with_spaces_in_its_path_works_too(
     (tmp_path / "my cache").symlink_to(cache_folder(), target_is_directory=True)
     monkeypatch.setenv("MLFLOW_TRITON_CACHE", str(tmp_path / "my cache"))
     python_model(tmp_path / "models" / "model", "1")
-    with LocalTriton(tmp_path / "models") as server:
+    with LocalTriton(tmp_path / "models", extra_args=STRICT) as server:
         assert _ask(server, "model") == "1"
 
 
