@@ -85,8 +85,8 @@ def test_a_piece_may_have_several_outputs(
     deploy: Deploy, pyfunc_client: TritonDeploymentClient
 ) -> None:
     """`test_pyfunc_forms.py` of triton-repo has pieces of every form, without a server."""
-    columns = [ColSpec("string", "token"), ColSpec("double", "logprob")]
-    signature = ModelSignature(Schema([ColSpec("long", "count")]), Schema(columns))
+    outputs = Schema([ColSpec("string", "token"), ColSpec("double", "logprob")])
+    signature = ModelSignature(Schema([ColSpec("long", "count")]), outputs)
     name, uri = deploy(custom.Pieces(), signature=signature)
     model = mlflow.pyfunc.load_model(uri)
     for count in (0, 1, 20):
