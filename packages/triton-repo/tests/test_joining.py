@@ -28,9 +28,11 @@ FIXED = [{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [2, 4]}
 
 def config_of(root: Path, loader: str, columns: list[Any] = COLUMN, **settings: Any) -> ModelConfig:
     """The config.pbtxt generated for a python_function with this loader."""
+    library = settings.pop("library", {})
     flavor = {"loader_module": loader, **settings}
     signature = {side: json.dumps(columns) for side in ("inputs", "outputs")}
-    document = {"flavors": {"python_function": flavor}, "signature": signature}
+    flavors = {"python_function": flavor, loader.rpartition(".")[2]: library}
+    document = {"flavors": flavors, "signature": signature}
     (root / "MLmodel").write_text(json.dumps(document))
     artifact = ModelArtifact.open(root)
     entry = convert(artifact, flavor="python_function", name=check_name("m"), version=1)
@@ -56,9 +58,28 @@ def test_tables_of_known_libraries_are_answered_row_by_row(tmp_path: Path, loade
 
 @pytest.mark.parametrize("loader", ["mlflow.pytorch", "mlflow.keras", "mlflow.tensorflow"])
 def test_networks_are_where_the_signature_has_a_batch(tmp_path: Path, loader: str) -> None:
-    assert joining(tmp_path, loader, TENSOR).is_joined
-    without = joining(tmp_path, loader, FIXED)
+    library = {"model_type": "keras"}
+    assert joining(tmp_path, loader, TENSOR, library=library).is_joined
+    without = joining(tmp_path, loader, FIXED, library=library)
     assert without == Joining(is_joined=False, why="the signature has no batch dimension")
+
+
+@pytest.mark.parametrize(
+    ("loader", "library", "words"),
+    [
+        ("mlflow.tensorflow", {"model_type": "tf2-module"}, "a TensorFlow tf2-module"),
+        ("mlflow.tensorflow", {}, "a TensorFlow module"),
+        ("mlflow.xgboost", {"model_class": "mine.XGBRanker"}, "mine.XGBRanker"),
+        ("mlflow.xgboost", {"model_class": "xgboost_more.XGBRanker"}, "xgboost_more.XGBRanker"),
+    ],
+)
+def test_what_a_librarys_flavor_loads_of_others_is_not(
+    tmp_path: Path, loader: str, library: dict[str, str], words: str
+) -> None:
+    found = joining(tmp_path, loader, TENSOR, library=library)
+    assert found == Joining(is_joined=False, why=f"{words} may look at all rows of a request")
+    its_own = {"model_class": "xgboost.sklearn.XGBRanker"}
+    assert joining(tmp_path, "mlflow.xgboost", library=its_own).is_joined
 
 
 @pytest.mark.parametrize(
@@ -108,6 +129,8 @@ def test_nor_is_a_pickle_that_cannot_be_read(tmp_path: Path) -> None:
         ("sklearn.linear_model._base", "LinearRegression", True),
         ("sklearn.preprocessing._function_transformer", "FunctionTransformer", False),
         ("sklearn.decomposition._nmf", "NMF", False),
+        ("sklearn.dummy", "DummyClassifier", False),
+        ("sklearn.neural_network._rbm", "BernoulliRBM", False),
         ("my_package", "Ranks", False),
     ],
 )

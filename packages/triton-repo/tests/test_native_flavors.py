@@ -148,6 +148,15 @@ def test_what_fil_may_answer_otherwise_is_for_who_asks(
     assert asked.config.outputs[0].shape == ((4,) if "predict_proba" in answers else (1,))
 
 
+def test_a_class_of_somebody_elses_may_answer_otherwise(
+    model: Callable[..., ModelArtifact],
+) -> None:
+    flavors, files = xgboost("XGBRanker")
+    assert choose_flavor(model(flavors, files)) == "xgboost"
+    flavors["xgboost"]["model_class"] = "mine.XGBRanker"
+    assert choose_flavor(model(flavors, files)) == "python_function"
+
+
 @pytest.mark.parametrize("objective", ["regression", "poisson", "lambdarank", "quantile alpha:0.5"])
 def test_lightgbm(model: Callable[..., ModelArtifact], objective: str) -> None:
     entry = entry_of(model(*lightgbm(objective)))

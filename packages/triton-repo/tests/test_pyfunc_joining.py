@@ -5,9 +5,11 @@ The backend's own module is made up, so that it is certain which requests come t
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import random
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +55,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         signature: ModelSignature = NUMBERS,
         output: str = "TYPE_FP64",
         as_json: tuple[str, ...] = (),
+        dims: tuple[str, ...] = ("1",),
     ) -> Any:
         values = modules["mlflow_triton_values"]
         made: Any = modules["model"].TritonPythonModel()
@@ -60,11 +63,13 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         made._inputs = signature.inputs.input_names()
         made._given = values.Given(made._inputs, signature, from_hints=False)
         name = as_json[0] if as_json else "y"
-        outputs = [{"name": name, "data_type": output, "dims": ["1"]}]
+        outputs = [{"name": name, "data_type": output, "dims": list(dims)}]
         made._wanted = values.Wanted(outputs, signature, batched=True, as_json=as_json)
-        made._joins, made._trials = word in ("true", "asked"), 0 if word == "true" else 3
+        made._joins = word in ("true", "asked")
+        made._trials = None if word == "true" else modules["model"]._Trials()
         return made
 
+    make.modules = modules  # type: ignore[attr-defined]
     return make
 
 
@@ -122,6 +127,59 @@ def test_a_users_word_is_tried_before_it_is_taken(served: Callable[..., Any]) ->
         responses = model.execute([request(1, 2), request(3)])
         assert [each.answered for each in responses] == [[2, 4], [6]]
     assert model._model.given == [2, 1, 3] * 3 + [3] * 2
+
+
+def test_what_was_tried_once_is_tried_again(served: Callable[..., Any]) -> None:
+    """With a number of rows that is new, and now and then."""
+    model = served(lambda frame: (frame["a"] * 2).to_numpy(), "asked")
+    for _ in range(3):
+        model.execute([request(1), request(3)])
+    model._model.given.clear()
+    responses = model.execute([request(1), request(2, 3, 4)])
+    assert [each.answered for each in responses] == [[2], [4, 6, 8]]
+    assert model._model.given == [1, 3, 4]
+    model._model.given.clear()
+    for _ in range(100):
+        model.execute([request(1), request(3)])
+    assert model._model.given.count(1) == 2
+    assert model._model.given.count(2) == 100
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
+def test_small_answers_are_compared_as_closely_as_large_ones(
+    served: Callable[..., Any], scale: float
+) -> None:
+    """Normalized by all rows of a request."""
+
+    def shares(given: Any) -> Any:
+        return np.asarray(given["a"] / given["a"].sum()).reshape(-1) * scale
+
+    model = served(shares, "asked", TENSORS)
+    responses = model.execute([request(1), request(3)])
+    assert [each.answered for each in responses] == [[scale], [scale]]
+    assert not model._joins
+
+
+@pytest.mark.parametrize("output", ["TYPE_FP64", "TYPE_STRING"])
+def test_an_array_for_each_target_is_not_split_by_rows(
+    served: Callable[..., Any], output: str
+) -> None:
+    """scikit-learn's predict_proba of two targets, beside two rows."""
+
+    def probabilities(given: Any) -> Any:
+        rows = given["a"].reshape(-1)
+        return [np.stack([rows, 1 - rows], axis=1) + target for target in (0.0, 10.0)]
+
+    as_json = ("y",) if output == "TYPE_STRING" else ()
+    signature = ModelSignature(TENSORS.inputs, None if as_json else TENSORS.outputs)
+    dims = ("1",) if as_json else ("2", "2")
+    model = served(probabilities, "true", signature, output, as_json, dims)
+    together = model.execute([request(0.25), request(0.5)])
+    assert [len(each) for each in together[0].arrays.values()] == [2]
+    alone = model.execute([request(0.25)]) + model.execute([request(0.5)])
+    for one, other in zip(together, alone, strict=True):
+        assert one.answered == other.answered
+    assert not model._joins
 
 
 def test_one_answer_with_other_rows_ends_joining(served: Callable[..., Any]) -> None:
@@ -213,6 +271,21 @@ def test_bytes_keep_their_nuls_and_text_is_not_taken_for_bytes(served: Callable[
     assert "holds str, and its signature has binary" in model.execute([request(1, 2)])[0].error
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pd.to_datetime(["2024-01-02", "NaT"]),
+        np.array(["2024-01-02", "NaT"], "datetime64[s]"),
+        [np.datetime64("NaT"), dt.date(2024, 1, 2)],
+        pd.to_datetime(["2024-01-02", "NaT"], utc=True),
+    ],
+)
+def test_a_date_that_is_missing_is_refused(served: Callable[..., Any], answer: Any) -> None:
+    signature = ModelSignature(Schema([ColSpec("double", "a")]), Schema([ColSpec("datetime", "y")]))
+    model = served(lambda _: answer, "false", signature, "TYPE_STRING")
+    assert "y of the model's answer has a missing value" in model.execute([request(1, 2)])[0].error
+
+
 def answers_in_json(served: Callable[..., Any], answer: Any) -> Response:
     model = served(lambda _: answer, "false", UNKNOWN, "TYPE_STRING", ("predictions",))
     (response,) = model.execute([request(1, 2)])
@@ -229,6 +302,14 @@ def answers_in_json(served: Callable[..., Any], answer: Any) -> Response:
         (pd.DataFrame({"l": [["x"], ["y", "z"]]}), [{"l": ["x"]}, {"l": ["y", "z"]}]),
         ({"labels": ["p", "q"]}, [{"labels": ["p", "q"]}]),
         ([pd.Timestamp("2024-01-02"), np.datetime64("NaT")], ["2024-01-02T00:00:00", None]),
+        (np.array(["2024-01-02", "NaT"], "datetime64[s]"), ["2024-01-02T00:00:00", None]),
+        (
+            np.array(["2024-01-02T00:00:00.000000001", "NaT"], "datetime64[ns]"),
+            ["2024-01-02T00:00:00.000000001", None],
+        ),
+        (pd.Series(pd.to_datetime(["2024-01-02", "NaT"])), ["2024-01-02T00:00:00", None]),
+        ([{"s": pd.Series([1, 2], index=[7, 7])}], [{"s": [1, 2]}]),
+        ([pd.DataFrame({"q": [1, 2]})], [[{"q": 1}, {"q": 2}]]),
         ([np.float32(0.5), np.int8(1)], [0.5, 1]),
     ],
 )
@@ -236,6 +317,16 @@ def test_json_has_what_the_model_said(
     served: Callable[..., Any], answer: Any, wanted: list[Any]
 ) -> None:
     assert [json.loads(text) for text in answers_in_json(served, answer).answered] == wanted
+
+
+@pytest.mark.parametrize(
+    "value", [np.array([1], "timedelta64[ns]"), pd.Timedelta(1), pd.Series([pd.Timedelta(1)])]
+)
+def test_a_duration_is_no_number(served: Callable[..., Any], value: Any) -> None:
+    for answer in (value, [value]):
+        error = answers_in_json(served, answer).error
+        assert error is not None
+        assert "a duration is not one of its types" in error
 
 
 @pytest.mark.parametrize("value", [Path("x"), {1, 2}, 1j, object()])
@@ -264,3 +355,107 @@ def test_integers_never_wrap_around(served: Callable[..., Any], answer: Any) -> 
 def test_an_integer_that_the_float_does_not_have_is_refused(served: Callable[..., Any]) -> None:
     model = served(lambda _: np.array([2**53 + 1]), "false")
     assert "is int64, and its signature has float64" in model.execute([request(1)])[0].error
+
+
+@pytest.mark.parametrize(
+    ("answer", "output", "words"),
+    [
+        ([True, None], "TYPE_BOOL", "a missing value, which bool cannot be"),
+        ([1, None], "TYPE_INT64", "a missing value, which int64 cannot be"),
+        (pd.array([1, None], dtype="Int64"), "TYPE_INT64", "and its signature has int64"),
+        (pd.array([2**53 + 1, None], dtype="Int64"), "TYPE_FP64", "which is no float64"),
+        ([{}, 1.0], "TYPE_BOOL", "holds dict, and its signature has bool"),
+        (np.array([{"a": 1}, 2], dtype=object), "TYPE_FP64", "holds dict"),
+        (np.array(["5", 1], dtype=object), "TYPE_FP64", "holds str"),
+        ([None, "5"], "TYPE_FP64", "holds str, and its signature has float64"),
+        ([2**53 + 1, None], "TYPE_FP64", "has 9007199254740993, which is no float64"),
+        ([2**53 + 1, 0.5], "TYPE_FP64", "has 9007199254740993, which is no float64"),
+        ([2**63, -1], "TYPE_INT64", "has 9223372036854775808, which is no int64"),
+        ([2**64, 1], "TYPE_UINT64", "has 18446744073709551616, which is no uint64"),
+        ([Decimal("1.5"), Decimal(2)], "TYPE_INT64", "has 1.5, which is no int64"),
+        ([1e300, None], "TYPE_FP32", "has 1e+300, which is no float32"),
+        ([2**2000, None], "TYPE_FP64", "which is no float64"),
+        ([float("inf"), Decimal(1)], "TYPE_INT64", "has inf, which is no int64"),
+    ],
+)
+def test_what_is_no_such_number_is_refused(
+    served: Callable[..., Any], answer: Any, output: str, words: str
+) -> None:
+    model = served(lambda _: answer, "false", NUMBERS, output)
+    (response,) = model.execute([request(1, 2)])
+    assert "y of the model's answer" in response.error
+    assert words in response.error
+
+
+@pytest.mark.parametrize(
+    ("answer", "output", "wanted"),
+    [
+        ([1.5, None], "TYPE_FP64", [1.5, np.nan]),
+        (pd.array([3, None], dtype="Int64"), "TYPE_FP64", [3.0, np.nan]),
+        ([Decimal("1.5"), Decimal(2**53)], "TYPE_FP64", [1.5, 2.0**53]),
+        ([Decimal(2**53 + 1), Decimal(-1)], "TYPE_INT64", [2**53 + 1, -1]),
+        ([2**64 - 1, 2**53 + 1], "TYPE_UINT64", [2**64 - 1, 2**53 + 1]),
+        ([np.float32(2), 3], "TYPE_INT64", [2, 3]),
+        (np.array([True, 2.0, 0], dtype=object), "TYPE_FP64", [1.0, 2.0, 0.0]),
+        ([1e300, float("-inf")], "TYPE_FP64", [1e300, -np.inf]),
+        (pd.Series([[1, 2], (3, 4)]), "TYPE_INT64", [1, 2, 3, 4]),
+        (pd.Series([[2**53 + 1, 0], np.array([0, 1])]), "TYPE_INT64", [2**53 + 1, 0, 0, 1]),
+    ],
+)
+def test_numbers_among_objects_are_what_they_were(
+    served: Callable[..., Any], answer: Any, output: str, wanted: list[Any]
+) -> None:
+    model = served(lambda _: answer, "false", NUMBERS, output)
+    (array,) = model.execute([request(1, 2)])[0].arrays.values()
+    np.testing.assert_array_equal(array.reshape(-1), wanted)
+
+
+# -- several outputs ------------------------------------------------------------------------------
+
+TWO = infer_signature({"a": np.zeros((1, 1))}, {"y": np.zeros(1), "z": np.zeros(1)})
+
+
+def answers_two(served: Callable[..., Any], answer: Any) -> Response:
+    model = served(lambda _: answer, "false", TWO)
+    values = served.modules["mlflow_triton_values"]  # type: ignore[attr-defined]
+    outputs = [{"name": name, "data_type": "TYPE_FP64", "dims": ["1"]} for name in ("y", "z")]
+    model._wanted = values.Wanted(outputs, TWO, batched=True)
+    (response,) = model.execute([request(1, 2)])
+    found: Response = response
+    return found
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        np.array([[1, 2], [3, 4]]),
+        (np.array([1, 3]), np.array([2, 4])),
+        ([1, 3], [2, 4]),
+        pd.DataFrame({"y": [1, 3], "z": [2, 4]}),
+        pd.DataFrame({"z": [2, 4], "other": [0, 0], "y": [1, 3]}),
+        pd.DataFrame([[1, 2], [3, 4]]),
+        [{"y": 1, "z": 2}, {"z": 4, "y": 3}],
+        [np.array([[1], [3]]), np.array([[2], [4]])],
+    ],
+)
+def test_each_output_has_its_column(served: Callable[..., Any], answer: Any) -> None:
+    arrays = answers_two(served, answer).arrays
+    assert {name: array.reshape(-1).tolist() for name, array in arrays.items()} == {
+        "y": [1, 3],
+        "z": [2, 4],
+    }
+
+
+@pytest.mark.parametrize("form", [list, np.array, pd.Series])
+def test_as_many_rows_as_outputs_are_not_taken_for_outputs(
+    served: Callable[..., Any], form: Callable[[list[float]], Any]
+) -> None:
+    error = answers_two(served, [form([1.0, 2.0]), form([3.0, 4.0])]).error
+    assert error is not None
+    assert "may be rows or the outputs y, z" in error
+
+
+def test_columns_of_other_names_are_not_taken_by_their_place(served: Callable[..., Any]) -> None:
+    error = answers_two(served, pd.DataFrame({"z": [2, 4], "x": [1, 3]})).error
+    assert error is not None
+    assert "answers the columns z, x, and its signature has y, z" in error

@@ -46,9 +46,13 @@ _PACKAGES = frozenset(
         *("builtins", "copyreg", "collections", "datetime", "_codecs", "_sklearn"),
     )
 )
-#: scikit-learn's own that call a function of the user's, or iterate until all rows are good enough.
+#: scikit-learn's own that call a function of the user's, iterate until all rows are good enough, or
+#: draw random numbers for all rows.
 _TOGETHER = frozenset(
-    ("FunctionTransformer", "NMF", "MiniBatchNMF", "LatentDirichletAllocation", "IterativeImputer")
+    (
+        *("FunctionTransformer", "NMF", "MiniBatchNMF", "LatentDirichletAllocation"),
+        *("IterativeImputer", "DummyClassifier", "BernoulliRBM"),
+    )
 )
 #: What runs whatever it is given.
 _CALLS = frozenset(("eval", "exec", "getattr", "compile", "__import__"))
@@ -61,6 +65,9 @@ def row_wise(artifact: ModelArtifact) -> Joining:
     """Whether each row is answered by itself, and how that is known."""
     settings = artifact.flavors["python_function"]
     loader = str(settings.get("loader_module", ""))
+    other = _other_class(artifact, loader)
+    if other:
+        return _unknown(f"{other} may look at all rows of a request")
     if loader in _BATCHES:
         return Joining(is_joined=True, why=f"{_BATCHES[loader]} answers each row of a batch")
     library = _TABLES.get(loader)
@@ -74,6 +81,18 @@ def row_wise(artifact: ModelArtifact) -> Joining:
     if foreign:
         return _unknown(f"{foreign} in the {library} model may look at all rows of a request")
     return Joining(is_joined=True, why=f"{library} answers each row by itself")
+
+
+def _other_class(artifact: ModelArtifact, loader: str) -> str:
+    """What the library's flavor loads, where that is not the library's own; else empty."""
+    if loader == "mlflow.xgboost":
+        model_class = str(artifact.flavors.get("xgboost", {}).get("model_class") or "")
+        is_own = not model_class or model_class.startswith("xgboost.")
+        return "" if is_own else model_class
+    if loader == "mlflow.tensorflow":
+        model_type = str(artifact.flavors.get("tensorflow", {}).get("model_type") or "")
+        return "" if model_type == "keras" else f"a TensorFlow {model_type or 'module'}"
+    return ""
 
 
 def _unknown(why: str) -> Joining:

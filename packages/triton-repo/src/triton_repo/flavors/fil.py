@@ -156,9 +156,11 @@ def _xgboost(artifact: ModelArtifact) -> _Forest:
             f"{path.name} is in no format that Triton's FIL backend reads; log the model with "
             'model_format="ubj", or deploy it with --flavor python_function'
         )
-    model_class = str(settings.get("model_class", "")).rpartition(".")[2]
+    module, _, model_class = str(settings.get("model_class", "")).rpartition(".")
+    # a class of somebody else's may answer anything
+    is_its_own = module.partition(".")[0] in ("", "xgboost")
     _refuse_what_fil_predicts_otherwise(path, is_booster=model_class in _XGBOOST_BOOSTERS)
-    is_label = _XGBOOST_CLASSES.get(model_class)
+    is_label = _XGBOOST_CLASSES.get(model_class) if is_its_own else None
     return _Forest(
         path,
         *_XGBOOST_FORMATS[path.suffix],

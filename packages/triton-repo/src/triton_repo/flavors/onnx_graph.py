@@ -88,7 +88,7 @@ _OVERHEAD_BYTES = 100
 _NO_NAME = re.compile(r"(?:|none|\?|-1|unk(?:nown)?_*\d*)", re.IGNORECASE)
 #: Names that exporters and people give to the batch.
 _BATCH_NAME = re.compile(
-    r"n|b|bs|(?:n_?|num_?)?(?:batch|batches|rows?|samples?|examples?)(?:_?(?:size|dim|axis|n))?_*\d*",
+    r"n|b|bs|(?:n_?|num_?)?(?:batch|batches|examples?)(?:_?(?:size|dim|axis|n))?_*\d*",
     re.IGNORECASE,
 )
 
@@ -120,13 +120,21 @@ class OnnxGraph:
     def has_batch_dimension(self) -> bool:
         """Whether that is a batch by its name, the same in every tensor.
 
-        Exporters that give no name, or a number (`unk__7`), mean the batch. Any other name, such as
-        `seq` or `nodes`, may be of an axis whose places depend on each other.
+        Exporters that give no name, or a number (`unk__7`), mean the batch; those of outputs are
+        often lost. Any other name, such as `seq` or `nodes`, may be of an axis whose places depend
+        on each other.
         """
-        names = {tensor.first_dim_name for tensor in self.inputs + self.outputs}
-        told = {name for name in names if not _NO_NAME.fullmatch(name)}
+        given, answered = (
+            {"" if _NO_NAME.fullmatch(name) else name for name in names}
+            for names in (
+                {tensor.first_dim_name for tensor in tensors}
+                for tensors in (self.inputs, self.outputs)
+            )
+        )
+        told = (given | answered) - {""}
         return (
             self.has_variable_first_dimension
+            and len(given) == 1
             and len(told) <= 1
             and all(_BATCH_NAME.fullmatch(name) for name in told)
         )

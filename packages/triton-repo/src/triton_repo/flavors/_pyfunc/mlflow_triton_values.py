@@ -13,8 +13,10 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import json
+import numbers
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,6 +44,8 @@ _SPELLINGS = {
     "-Infinity": r'"-\u0049nfinity"',
 }
 _NUMBERS = {spelling: python for python, spelling in _SPELLINGS.items()}
+#: All integers up to here have a float64 of their own.
+_EXACT = 2**53
 _STRING_OR_NUMBER = re.compile(r'"(?:[^"\\]|\\.)*"|NaN|-?Infinity')
 
 # -- what is given ------------------------------------------------------------------------------
@@ -136,7 +140,8 @@ def _column(array: NDArray[Any], levels: int, leaf: str) -> NDArray[Any]:
     elif leaf == "datetime":
         import pandas as pd  # noqa: PLC0415 - as above
 
-        flat = pd.to_datetime([each.decode() for each in flat], format="ISO8601").to_numpy()
+        dates = pd.to_datetime([each.decode() for each in flat], format="ISO8601")
+        flat = dates.to_numpy() if dates.tz is None else np.asarray(dates, dtype=object)
     elif leaf == "json":
         flat = _objects([_from_json(each.decode()) for each in flat])
     return flat.reshape(array.shape) if levels else flat
@@ -219,8 +224,23 @@ class Wanted:
             values = self._values(prediction)
         return [self._array(place, value, is_piece) for place, value in enumerate(values)]
 
+    def are_rows(self, prediction: Any) -> bool:
+        """Whether a prediction is a row for each that was given, as far as its form says.
+
+        scikit-learn answers an array for each target, and as many as there are rows by chance.
+        """
+        if len(self._names) > 1 or not isinstance(prediction, (list, tuple, Mapping)):
+            return True
+        if isinstance(prediction, Mapping):
+            return not self._is_whole
+        return not any(getattr(each, "ndim", 0) for each in prediction)
+
     def _values(self, prediction: Any) -> list[Any]:
-        """What of a prediction belongs to which output."""
+        """What of a prediction belongs to which output.
+
+        Raises:
+            ValueError: that cannot be told.
+        """
         names = self._names
         if _is_frame(prediction):
             return self._of_frame(prediction)
@@ -231,6 +251,12 @@ class Wanted:
         if isinstance(prediction, list) and prediction and isinstance(prediction[0], Mapping):
             return [[_member_of(row, name) for row in prediction] for name in names]
         if isinstance(prediction, (list, tuple)) and len(prediction) == len(names):
+            if isinstance(prediction, list) and _may_be_rows(prediction):
+                raise ValueError(
+                    f"the model answers a list of {len(names)} lists of {len(names)} values, which "
+                    f"may be rows or the outputs {', '.join(names)}; answer a DataFrame, or a dict "
+                    "of the outputs"
+                )
             return list(prediction)
         matrix = _array_of(prediction, ", ".join(names))
         if matrix.shape[1:2] != (len(names),):
@@ -247,7 +273,7 @@ class Wanted:
         if len(self._names) == 1:
             is_column = len(places) == 1 and not self._are_json[0]
             return [frame.iloc[:, 0] if is_column else frame]
-        if len(places) == len(self._names):
+        if len(places) == len(self._names) and not places.keys() & set(self._names):
             return [frame.iloc[:, place] for place in range(len(places))]
         raise ValueError(
             f"the model answers the columns {', '.join(places)}, and its signature has "
@@ -275,6 +301,16 @@ def _is_row(shape: Sequence[int], dims: Sequence[int]) -> bool:
     return len(shape) == len(dims) and all(
         dim in (-1, size) for size, dim in zip(shape, dims, strict=True)
     )
+
+
+def _may_be_rows(values: Sequence[Any]) -> bool:
+    """Whether each of the values is as long as there are values; tensors of outputs are no rows."""
+    lengths = {
+        len(each) if _is_list(each) or hasattr(each, "iloc") else None
+        for each in values
+        if getattr(each, "ndim", 1) == 1
+    }
+    return lengths == {len(values)}
 
 
 def _is_frame(prediction: Any) -> bool:
@@ -330,12 +366,12 @@ def _numbers(value: Any, dtype: type[np.generic], name: str) -> NDArray[Any]:
         ValueError: they are none, rows have different lengths, or a value would be lost.
     """
     array = _array_of(value, name)
-    if array.dtype == object:  # cells that hold arrays, or missing values
-        try:
-            array = np.array([np.asarray(each) for each in array] if array.ndim else array.item())
-            array = array.astype(dtype) if array.dtype == object else array
-        except (TypeError, ValueError) as exc:
-            raise ValueError(f"{name} of the model's answer is no array of numbers: {exc}") from exc
+    if array.dtype == object and array.ndim:  # cells that hold arrays, or missing values
+        array = _stacked(array, name)
+    if array.dtype == object or (array is not value and _may_be_rounded(array)):
+        cells = _cells_of(value, name)
+        numbers = [_number_of(each, np.dtype(dtype), name) for each in cells.reshape(-1)]
+        return np.array(numbers, dtype=dtype).reshape(cells.shape)
     if array.dtype == dtype:
         return np.ascontiguousarray(array)
     if not _survives(array, dtype):
@@ -348,11 +384,80 @@ def _numbers(value: Any, dtype: type[np.generic], name: str) -> NDArray[Any]:
     if converted.dtype.kind == "f" and np.isinf(converted).any():
         too_large = np.isinf(converted) & np.isfinite(array)
         if too_large.any():
-            raise ValueError(
-                f"{name} of the model's answer has {array[too_large].flat[0]:g}, too large for the "
-                f"{np.dtype(dtype)} of its signature"
-            )
+            raise _does_not_fit(array[too_large].flat[0], np.dtype(dtype), name)
     return converted
+
+
+def _stacked(array: NDArray[Any], name: str) -> NDArray[Any]:
+    """Cells that hold lists or arrays of numbers, as one array; others as they are."""
+    if not all(_is_list(each) for each in array):
+        return array
+    rows = [_array_of(each, name) for each in array]
+    if any(row.dtype.kind not in "biuf" for row in rows):
+        return array
+    stacked = _array_of(rows, name)
+    return array if _may_be_rounded(stacked) else stacked
+
+
+def _may_be_rounded(array: NDArray[Any]) -> bool:
+    """Whether numpy may have made floats of integers that are none, as it does beside floats."""
+    return array.dtype.kind == "f" and bool((np.abs(array) >= _EXACT).any())
+
+
+def _number_of(value: Any, wanted: np.dtype[Any], name: str) -> Any:
+    """One number of an output's type.
+
+    Raises:
+        ValueError: it is none, or has no such form.
+    """
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        if wanted.kind == "f":
+            return np.nan
+        raise ValueError(
+            f"{name} of the model's answer has a missing value, which {wanted} cannot be"
+        )
+    if isinstance(value, (bool, np.bool_)):
+        return value
+    if not isinstance(value, (numbers.Real, Decimal)):
+        raise ValueError(  # noqa: TRY004 - the model's answer, not a caller's argument
+            f"{name} of the model's answer holds {type(value).__name__}, and its signature has "
+            f"{wanted}"
+        )
+    number: Any = value
+    if not (_is_float(number, wanted) if wanted.kind == "f" else _is_integer(number, wanted)):
+        raise _does_not_fit(number, wanted, name)
+    return number if wanted.kind == "f" else int(number)
+
+
+def _is_finite(value: Any) -> bool:
+    return bool(value == value and abs(value) != float("inf"))  # noqa: PLR0124 - NaN differs
+
+
+def _is_integer(value: Any, wanted: np.dtype[Any]) -> bool:
+    """Whether a number is an integer, or a boolean, of the wanted type."""
+    if not _is_finite(value) or value != int(value):
+        return False
+    if wanted.kind == "b":
+        return int(value) in (0, 1)
+    return bool(np.iinfo(wanted).min <= int(value) <= np.iinfo(wanted).max)
+
+
+def _is_float(value: Any, wanted: np.dtype[Any]) -> bool:
+    """Whether a number is a float of the wanted type; fractions are rounded."""
+    if not _is_finite(value):
+        return True
+    if isinstance(value, (numbers.Integral, Decimal)) and value == int(value):
+        is_small = abs(int(value)) <= int(np.finfo(wanted).max)
+        return is_small and int(wanted.type(int(value))) == int(value)
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(wanted.type(float(value))))
+
+
+def _does_not_fit(value: Any, wanted: np.dtype[Any], name: str) -> ValueError:
+    return ValueError(
+        f"{name} of the model's answer has {value}, which is no {wanted}, as its signature says; "
+        "log the model with the signature that infer_signature gives"
+    )
 
 
 def _kind_of(kind: Any) -> str:
@@ -369,8 +474,12 @@ def _texts(value: Any, name: str, kind: str) -> NDArray[Any]:
         ValueError: a value is of another type than the output; nothing is made text of.
     """
     dates = getattr(value, "dtype", None)
-    if getattr(dates, "kind", "") == "M" and kind in ("datetime", ""):
-        value = np.datetime_as_string(np.asarray(value))
+    is_plain = isinstance(dates, np.dtype) and dates.kind == "M"  # pandas' own has a time zone
+    if is_plain and kind in ("datetime", ""):
+        array = np.asarray(value)
+        if np.isnat(array).any():
+            raise _missing(name)
+        value = np.datetime_as_string(array)
     array = _cells_of(value, name)
     texts = [_bytes_of(each, name, kind) for each in array.reshape(-1)]
     return _objects(texts).reshape(array.shape)
@@ -404,6 +513,10 @@ def _cells_of(value: Any, name: str) -> NDArray[Any]:
     return np.stack(cells)
 
 
+def _missing(name: str) -> ValueError:
+    return ValueError(f"{name} of the model's answer has a missing value, where text belongs")
+
+
 def _ragged(name: str) -> ValueError:
     return ValueError(
         f"{name} of the model's answer is ragged: its rows have different lengths, which a tensor "
@@ -424,11 +537,13 @@ def _bytes_of(value: Any, name: str, kind: str) -> bytes:
     """
     is_nan = isinstance(value, (float, np.floating)) and bool(np.isnan(value))
     if value is None or is_nan or type(value).__name__ in ("NAType", "NaTType"):
-        raise ValueError(f"{name} of the model's answer has a missing value, where text belongs")
+        raise _missing(name)
     if isinstance(value, str) and kind in ("string", "datetime", ""):
         return value.encode()
     if isinstance(value, (bytes, bytearray)) and kind in ("binary", ""):
         return bytes(value)
+    if isinstance(value, np.datetime64) and np.isnat(value):
+        raise _missing(name)
     if isinstance(value, np.datetime64) and kind in ("datetime", ""):
         return str(np.datetime_as_string(value)).encode()
     if isinstance(value, dt.date) and kind in ("datetime", ""):
@@ -446,10 +561,10 @@ def _json_texts(value: Any, name: str) -> NDArray[Any]:
     Raises:
         ValueError: a value has no form in JSON.
     """
-    rows = _records(value)
-    rows = rows.tolist() if hasattr(rows, "tolist") else rows
-    rows = rows if isinstance(rows, (list, tuple)) else [rows]
     try:
+        rows = _records(value)
+        rows = _plain(rows) if hasattr(rows, "tolist") else rows
+        rows = rows if isinstance(rows, (list, tuple)) else [rows]
         return _objects([_json_of(each).encode() for each in rows])
     except TypeError as exc:
         raise ValueError(f"{name} of the model's answer has no form in JSON: {exc}") from exc
@@ -472,9 +587,17 @@ def _plain(value: Any) -> object:
         return base64.b64encode(value).decode("ascii")
     if type(value).__name__ in ("NAType", "NaTType"):
         return None
-    if isinstance(value, np.datetime64):
-        return None if np.isnat(value) else str(np.datetime_as_string(value))
-    for method in ("model_dump", "to_dict", "tolist", "isoformat"):  # pydantic, pandas, numpy
+    kind = getattr(getattr(value, "dtype", None), "kind", "")
+    if kind == "m" or isinstance(value, dt.timedelta):
+        raise TypeError("a duration is not one of its types")
+    if kind == "M" and isinstance(value, (np.ndarray, np.generic)):  # else they are nanoseconds
+        texts = np.asarray(np.datetime_as_string(value)).astype(object)
+        texts[np.isnat(value)] = None
+        return texts.tolist()
+    if _is_frame(value) and hasattr(value, "iloc"):
+        return value.to_dict("records")
+    # pandas and numpy, pydantic, dates; a Series as a dict has but one row of each label
+    for method in ("tolist", "model_dump", "to_dict", "isoformat"):
         if hasattr(value, method):
             plain = getattr(value, method)()
             if type(plain) is not type(value):  # numpy's own that Python has no type for
