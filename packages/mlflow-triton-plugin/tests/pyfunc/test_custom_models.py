@@ -216,7 +216,7 @@ def test_a_model_whose_rows_are_not_kept_is_asked_for_each_request(
 
 
 ODD = {
-    "huge": "y of the model's answer has 1e+300, too large for the float32",
+    "huge": "y of the model's answer has 1e+300, which is no float32",
     "nothing": "the model answers nothing (None)",
     "ragged": "y of the model's answer is ragged",
     "text": "y of the model's answer is",
