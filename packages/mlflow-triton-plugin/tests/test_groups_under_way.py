@@ -155,15 +155,13 @@ def test_http_does_what_grpc_does(
     assert [path for path in repository.iterdir() if path.name.startswith(name)] == []
 
 
-@pytest.mark.parametrize("names", ["own", "prefixed"])
 def test_a_pipeline_answers_its_example_before_anybody_else_can_ask_it(
     client: TritonDeploymentClient,
     name: str,
     pipelines: Pipelines,
     standing: Callable[[], dict[str, bytes]],
-    names: str,
 ) -> None:
-    config = {"validate": True, "member_names": names}
+    config = {"validate": True}
     expected = {"outputs": {"y": [6.0]}}
     good, bad = (pipelines.make(*factors) for factors in ((2, 3), (5, 3)))
     for number in range(2):

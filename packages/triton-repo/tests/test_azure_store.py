@@ -6,9 +6,10 @@ import hashlib
 import itertools
 import json
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from azure.storage.blob import ContainerClient
 
 from triton_repo.errors import StoreAccessError, StoreError, StoreUnavailableError
 from triton_repo.record import FileDigest
@@ -44,6 +45,18 @@ def store(address: str) -> Store:
 
 class TestAzureStore(StoreContract):
     refused_names = ("back\\slash",)
+    keys_in_a_page = 5  # each is one request
+
+    @pytest.fixture(autouse=True)
+    def pages(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Azure's own hold 5,000 keys; here are as many as a client asks for."""
+        given = ContainerClient.list_blobs
+
+        def list_blobs(container: Any, *, results_per_page: int | None, **arguments: Any) -> Any:
+            size = results_per_page or self.keys_in_a_page
+            return given(container, results_per_page=size, **arguments)
+
+        monkeypatch.setattr(ContainerClient, "list_blobs", list_blobs)
 
     @pytest.fixture
     def store(self, address: str) -> Store:

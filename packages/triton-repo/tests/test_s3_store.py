@@ -32,11 +32,13 @@ if TYPE_CHECKING:
     from triton_repo.store._objects import ObjectStore
 
 _numbers = itertools.count()
+#: S3's own are ten times as large, and what they hold takes ten times as long.
+_PAGE = 100
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[S3Server]:
-    with S3Server() as running:
+    with S3Server(_PAGE) as running:
         yield running
 
 
@@ -56,6 +58,8 @@ def address(server: S3Server, bucket: str) -> str:
 
 
 class TestS3Store(StoreContract):
+    keys_in_a_page = _PAGE
+
     @pytest.fixture
     def store(self, address: str) -> Store:
         return open_store(address)
@@ -63,6 +67,8 @@ class TestS3Store(StoreContract):
 
 class TestWholeBucket(StoreContract):
     """A repository without a prefix."""
+
+    keys_in_a_page = _PAGE
 
     @pytest.fixture
     def store(self, server: S3Server, bucket: str) -> Store:
@@ -127,17 +133,17 @@ def test_directories_of_other_programs_are_directories(
     assert store.children("") == []
 
 
-def test_more_objects_than_two_pages_go_whole(
+def test_more_objects_than_are_deleted_at_once_go_whole(
     store: ObjectStore, keys: Callable[[], list[str]], server: S3Server, bucket: str
 ) -> None:
-    """And their neighbours stay. S3 lists and deletes a thousand at once."""
-    names = [f"model/1/{number}" for number in range(2_000)] + ["model/config.pbtxt"]
+    """And their neighbours stay. S3 deletes a thousand at once."""
+    names = [f"model/1/{number}" for number in range(1_000)] + ["model/config.pbtxt"]
     others = ["model_1/1/x", "model2/1/x", "model.bak/1/x"]
     with urllib3.PoolManager(headers={"Authorization": "moto does not look at it"}) as http:
         for name in [*names, *others]:  # boto3 takes three times as long
             answer = http.request("PUT", f"{server.url}/{bucket}/some/prefix/{name}", body=b"")
             assert answer.status == 200
-    assert len(store.list_files("model")) == 2_001
+    assert len(store.list_files("model")) == 1_001
     store.remove("model")
     assert sorted(keys()) == sorted(f"some/prefix/{name}" for name in others)
 

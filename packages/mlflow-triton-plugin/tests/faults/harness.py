@@ -47,9 +47,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Bench", "Repository", "Walk", "difference", "is_store_call"]
 
-#: So many points are walked beside the first or the last one of a walk; on an object store each
-#: takes ten times longer.
-_BETWEEN, _BETWEEN_OF_OBJECTS = 2, 1
+#: So many points are walked beside the first or the last one of a walk.
+_BETWEEN = 1
 #: The words before a step's name and number in the name of a point.
 _STEP = re.compile(r"(\w+) (?:call|request) \d+, (\w+)")
 
@@ -356,11 +355,10 @@ class Walk:
         Args:
             points: each with its name.
         """
-        turn, between = list(ALL_SCENARIOS).index(self.label), _BETWEEN
+        turn = list(ALL_SCENARIOS).index(self.label)
         if not self.bench.repository.exchanges_at_once:
-            # about every other scenario is walked there, see `conftest.py`
-            turn, between = turn // 2, _BETWEEN_OF_OBJECTS
-        found = chosen(points, turn, between=between, kind=_kind_of_step)
+            turn //= 2  # about every other scenario is walked there, see `conftest.py`
+        found = chosen(points, turn, between=_BETWEEN, kind=_kind_of_step)
         self._left = len(found)
         return found
 

@@ -99,9 +99,11 @@ class StoreContract:
     Attributes:
         freed_within_s: how many seconds the lock of a holder that was killed may last.
         refused_names: of files, which the store cannot keep as they are and so refuses.
+        keys_in_a_page: how many keys it lists at a time.
     """
 
     freed_within_s: float = 5.0
+    keys_in_a_page: int = 1_000
     refused_names: tuple[str, ...] = ()
 
     @pytest.fixture
@@ -461,8 +463,9 @@ class StoreContract:
     def test_more_files_than_a_page_are_listed_and_removed(
         self, store: Store, tmp_path: Path
     ) -> None:
-        """Object stores list a thousand keys at a time."""
-        tree = make_tree(tmp_path / "source", {f"{number:04}": b"" for number in range(1_050)})
+        """Object stores list so many keys at a time."""
+        count = self.keys_in_a_page + 50
+        tree = make_tree(tmp_path / "source", {f"{number:04}": b"" for number in range(count)})
         store.place("m/1", tree)
         assert len(store.list_files("m/1")) == len(tree.files)
         store.remove("m/1")

@@ -5,6 +5,7 @@ It needs `moto[server]`, which this package does not depend on.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -67,7 +68,15 @@ class LoopbackS3(ServerProgram):
 
 
 class S3Server(LoopbackS3):
-    """moto's."""
+    """moto's.
+
+    Args:
+        keys_in_a_page: how many keys it lists at most at a time.
+    """
+
+    def __init__(self, keys_in_a_page: int = 1_000) -> None:
+        super().__init__()
+        self._variables = {"MOTO_S3_DEFAULT_MAX_KEYS": str(keys_in_a_page)}
 
     def _start(self) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -76,6 +85,7 @@ class S3Server(LoopbackS3):
             stderr=subprocess.DEVNULL,
             text=True,
             start_new_session=True,
+            env={**os.environ, **self._variables},
         )
 
     def _wait(self, process: subprocess.Popen[str]) -> None:
