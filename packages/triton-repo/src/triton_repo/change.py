@@ -286,7 +286,16 @@ def _with_edited_config(entry: RepositoryEntry, base: Stock) -> RepositoryEntry:
         return entry
     if recorded.main is not None:
         edited = _moved(edited, recorded.main, entry)
+    edited = edited.for_model(entry.config or NO_CONFIG, _placed(base))
     return replace(entry, config=edited.with_name(entry.name))
+
+
+def _placed(base: Stock) -> ModelConfig | None:
+    """Return config.pbtxt as the last command placed it, without a pin; None if no command did."""
+    main = base.recorded.main if base.recorded is not None else None
+    if main is None:
+        return None
+    return overridden_config(ModelConfig.parse(main.brought_config), main.overrides, main.models)
 
 
 def _unchanged(entry: RepositoryEntry, recorded: DeploymentRecord) -> bool:

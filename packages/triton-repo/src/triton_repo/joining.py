@@ -57,7 +57,16 @@ def asked(*, is_joined: bool) -> str:
 
 def decision(config: ModelConfig) -> bool:
     """What JOIN_PARAMETER says; False where the parameter is missing."""
-    return _WORDS.get(config.parameters.get(JOIN_PARAMETER, "").partition(":")[0], False)
+    return _WORDS.get(_word(config.parameters.get(JOIN_PARAMETER, "")), False)
+
+
+def refuses(value: str) -> bool:
+    """Return whether a value of JOIN_PARAMETER says that requests are not joined."""
+    return _WORDS.get(_word(value)) is False
+
+
+def _word(value: str) -> str:
+    return value.partition(":")[0]
 
 
 def joining_of(config: ModelConfig, flavor: str) -> Joining:
