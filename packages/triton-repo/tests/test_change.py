@@ -129,6 +129,14 @@ def test_no_batcher_is_taken_over_where_a_user_took_the_batch_dimension_out() ->
     assert "dynamic_batching" not in after.text
 
 
+def test_nor_is_one_where_a_user_chose_another_scheduler() -> None:
+    unknown = generated(UNKNOWN)
+    edited = ModelConfig.parse(unknown.text + "sequence_batching { } # mine\n")
+    after = update(deployed(unknown, edited), generated(KNOWN))
+    assert "sequence_batching { } # mine" in after.text
+    assert not after.is_dynamic
+
+
 def test_what_an_option_set_goes_with_it() -> None:
     """An edited file has what an earlier option set; a command that takes it back is heeded."""
     unknown, overrides = generated(UNKNOWN), {"join_requests": "true"}

@@ -442,7 +442,8 @@ class ModelConfig:
     def _with_batching_of(self, other: ModelConfig) -> ModelConfig:
         """Return the same file with another one's dynamic_batching, where there is a batch."""
         batching = _batching(other) if self.max_batch_size else None
-        if batching == _batching(self):
+        scheduler = self._message.WhichOneof("scheduling_choice")  # Triton has one of them at most
+        if batching == _batching(self) or scheduler not in (None, "dynamic_batching"):
             return self
         changed = self._copy()
         changed.ClearField("dynamic_batching")
@@ -460,7 +461,7 @@ class ModelConfig:
         if is_joined and not self.max_batch_size:
             raise ConfigError(
                 f"join_requests=true: {CONFIG_FILENAME} has max_batch_size 0, so there is no batch "
-                "dimension to join requests in; leave join_requests out, or set max_batch_size",
+                "dimension to join requests in; set join_requests=default, or set max_batch_size",
                 field=JOIN_REQUESTS,
             )
         if is_joined != self._message.HasField("dynamic_batching"):
