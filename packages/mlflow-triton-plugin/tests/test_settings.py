@@ -12,9 +12,9 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_triton_plugin.errors import SettingsError
 from mlflow_triton_plugin.options import OPTIONS, Options, parse_options
-from mlflow_triton_plugin.warming import effective_overrides
 from mlflow_triton_plugin.plugin import target_help
 from mlflow_triton_plugin.settings import VARIABLES, Settings
+from mlflow_triton_plugin.warming import effective_overrides
 
 
 def endpoints(target: str, **environment: str) -> list[str]:

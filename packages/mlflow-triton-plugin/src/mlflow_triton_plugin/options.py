@@ -392,11 +392,11 @@ def _refuse_contradictions(given: Mapping[str, Sequence[_Given]]) -> None:
         SettingsError: one does.
     """
     for options in given.values():
-        for (one, *first), (other, *second) in combinations(options, 2):
-            if contradict(tuple(first), tuple(second)):
+        for first, second in combinations(options, 2):
+            if contradict(first[1:], second[1:]):
                 raise SettingsError(
-                    f"-C {one} and -C {other} contradict each other; give one",
-                    setting=f"-C {other.partition('=')[0]}",
+                    f"-C {first[0]} and -C {second[0]} contradict each other; give one",
+                    setting=f"-C {second[0].partition('=')[0]}",
                 )
 
 

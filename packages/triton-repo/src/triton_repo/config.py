@@ -418,7 +418,7 @@ class ModelConfig:
         return config
 
     def for_model(self, fresh: ModelConfig, placed: ModelConfig | None = None) -> ModelConfig:
-        """Return a user's file for another model: whether its requests are joined is not the user's.
+        """Return a user's file for another model, which says whether its requests are joined.
 
         JOIN_PARAMETER is that of the model, but for a user's own `false`, which mixes no rows.
         `dynamic_batching` is the user's where the user has changed it.
