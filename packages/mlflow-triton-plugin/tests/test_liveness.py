@@ -47,7 +47,9 @@ class Server:
     def infer(self, model: str, version: str, *_: Any, **__: Any) -> None:
         self.asked.append(f"{model}/{version}")
         if self.is_dead:
-            raise ModelProcessDiedError("died", endpoint=self.endpoint, model=model)
+            raise ModelProcessDiedError(
+                "died", endpoint=self.endpoint, status="", model=model, reason="died"
+            )
 
 
 def servers_of(*servers: Server) -> TritonServers:

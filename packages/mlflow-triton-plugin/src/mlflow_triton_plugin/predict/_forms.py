@@ -387,7 +387,7 @@ def _records(records: Sequence[Mapping[Any, object]]) -> _Rows:
             raise InvalidInputError(
                 f"record {position} has no {', '.join(absent)}; every record needs the same keys"
             )
-    rows = [[record[key] for key in keys] for record in records]
+    rows: list[Sequence[object]] = [[record[key] for key in keys] for record in records]
     return _Rows([text_of(key) for key in keys], rows)
 
 
