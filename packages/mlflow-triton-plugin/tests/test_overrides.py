@@ -217,3 +217,17 @@ def test_what_is_no_field_or_no_value_is_refused(
         "INVALID_PARAMETER_VALUE",
         words,
     )
+
+
+def test_the_newer_of_two_options_that_contradict_each_other_wins(
+    client: TritonDeploymentClient, name: str, scale: str, served: Callable[[], dict[str, Any]]
+) -> None:
+    client.create_deployment(name, f"{scale}/1", config={"join_requests": "true"})
+    updated = client.update_deployment(name, config={"dynamic_batching": "false"})
+    assert updated["requests"]["joined"] is False
+    assert updated["versions"][1]["overrides"] == {"dynamic_batching": ""}
+    assert "dynamic_batching" not in served()
+    updated = client.update_deployment(name, config={"join_requests": "true"})
+    assert updated["requests"]["joined"] is True
+    assert updated["versions"][1]["overrides"] == {"join_requests": "true"}
+    assert "dynamic_batching" in served()

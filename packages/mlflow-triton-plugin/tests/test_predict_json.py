@@ -6,14 +6,17 @@ import datetime as dt
 import json
 import math
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflow_triton_plugin.predict._json import json_texts, json_values
+from mlflow_triton_plugin.predict import InvalidInputError, ModelSchema, to_tensors
+from mlflow_triton_plugin.predict._json import json_texts, json_values, names_text
 from triton_repo.tensors import TensorSpec
 
 SPEC = TensorSpec("x", "BYTES", (-1, 1))
@@ -83,3 +86,36 @@ def test_what_only_python_reads_is_read_and_what_nobody_does_stays() -> None:
         2**70,
         *given[3:],
     ]
+
+
+class Color(str, Enum):
+    RED = "red"
+
+
+UNNAMED = ModelSchema(
+    "m", "1", (TensorSpec("inputs", "FP64", (-1, 2)),), (), max_batch_size=8, is_unnamed=True
+)
+
+
+@pytest.mark.parametrize(
+    ("labels", "wanted"),
+    [(["a", 7], ["a", 7]), ([Color.RED, "b"], ["red", "b"]), ([np.int64(5), "b"], [5, "b"])],
+)
+def test_labels_of_columns_come_back_as_they_were(labels: list[Any], wanted: list[Any]) -> None:
+    frame = pd.DataFrame([[1.0, 2.0]], columns=pd.Index(labels, dtype=object))
+    assert json.loads(names_text(frame, UNNAMED)) == wanted
+
+
+@pytest.mark.parametrize("label", [1.5, dt.date(2024, 1, 2), ("a", "b"), True, None])
+def test_a_label_that_is_neither_a_string_nor_an_integer_is_refused_by_name(label: Any) -> None:
+    records = [{"a": 1.0, label: 2.0}]
+    with pytest.raises(InvalidInputError, match="rename the column") as raised:
+        names_text(records, UNNAMED)
+    assert f"column {label!r}" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_enum_that_is_a_string_is_its_value() -> None:
+    schema = ModelSchema("m", "1", (TensorSpec("red", "BYTES", (-1,)),), ())
+    (sent,) = to_tensors({Color.RED: [Color.RED]}, schema).values()
+    assert sent.tolist() == [b"red"]

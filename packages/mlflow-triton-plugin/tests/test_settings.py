@@ -14,6 +14,7 @@ from mlflow_triton_plugin.errors import SettingsError
 from mlflow_triton_plugin.options import OPTIONS, Options, parse_options
 from mlflow_triton_plugin.plugin import target_help
 from mlflow_triton_plugin.settings import VARIABLES, Settings
+from mlflow_triton_plugin.warming import effective_overrides
 
 
 def endpoints(target: str, **environment: str) -> list[str]:
@@ -188,3 +189,63 @@ def test_without_the_http_extra_an_http_address_says_what_to_install() -> None:
     )
     assert done.stdout.startswith("DeploymentError")
     assert "pip install 'mlflow-triton-plugin[http]'" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"join_requests": "true", "dynamic_batching": "false"},
+        {"join_requests": True, "config.dynamic_batching": ""},
+        {"join_requests": "false", "dynamic_batching": "true"},
+        {"join_requests": "false", "priority_levels": 3},
+        {"dynamic_batching": "false", "preferred_batch_size": [4, 8]},
+        {"join_requests": "true", "max_batch_size": 0},
+        {"member.m.join_requests": "true", "member.m.dynamic_batching": "false"},
+    ],
+)
+def test_options_of_one_command_that_contradict_each_other_are_refused(
+    options: dict[str, Any],
+) -> None:
+    one, other = options
+    with pytest.raises(SettingsError, match="contradict each other; give one") as raised:
+        parse_options(options, command="update")
+    assert f"-C {one}=" in str(raised.value)
+    assert f"-C {other}=" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_options_of_two_members_do_not_contradict_each_other() -> None:
+    options = {"member.m.join_requests": "true", "member.n.dynamic_batching": "false"}
+    assert parse_options(options, command="update").member_overrides.keys() == {"m", "n"}
+
+
+@pytest.mark.parametrize(
+    ("before", "asked", "wanted"),
+    [
+        ({"join_requests": "true"}, {"dynamic_batching": ""}, {"dynamic_batching": ""}),
+        ({"dynamic_batching": ""}, {"join_requests": "true"}, {"join_requests": "true"}),
+        ({"join_requests": "false"}, {"dynamic_batching": "{}"}, {"dynamic_batching": "{}"}),
+        ({"join_requests": "true"}, {"max_batch_size": "0"}, {"max_batch_size": "0"}),
+        (
+            {"join_requests": "false", "gpus": "0"},
+            {"dynamic_batching.priority_levels": "3"},
+            {"gpus": "0", "dynamic_batching.priority_levels": "3"},
+        ),
+        (
+            {"join_requests": "true"},
+            {"dynamic_batching": None},
+            {"join_requests": "true"},
+        ),
+    ],
+)
+def test_an_option_undoes_those_of_earlier_commands_that_contradict_it(
+    before: dict[str, str], asked: dict[str, str | None], wanted: dict[str, str]
+) -> None:
+    assert effective_overrides(before, asked) == wanted
+
+
+def test_options_are_set_in_the_order_in_which_they_were_given() -> None:
+    """A field of a field that is set as a whole later goes with it."""
+    before = {"instance_group": "[]", "instance_group.count": "2"}
+    found = effective_overrides(before, {"instance_group": "{ count: 3 }"})
+    assert list(found) == ["instance_group.count", "instance_group"]

@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 
 from triton_repo.artifact import ModelArtifact
+from triton_repo.change import plan_return
 from triton_repo.config import ModelConfig
 from triton_repo.flavors import convert
 from triton_repo.joining import Joining, joining_of
 from triton_repo.names import check_name
+from triton_repo.record import DeploymentRecord, FileDigest, Source, VersionRecord
+from triton_repo.stock import Stock
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -180,6 +183,22 @@ def test_a_deployment_of_an_older_release_is_told() -> None:
     )
     assert not joining_of(own, "python_function").is_joined
     assert joining_of(own, "triton").is_joined
+
+
+def test_a_model_py_of_an_older_release_joins_under_a_config_of_the_models_own() -> None:
+    inputs = 'input [ { name: "x" data_type: TYPE_FP32 dims: [ 1 ] } ]'
+    own = ModelConfig.parse(f'backend: "python" max_batch_size: 8 dynamic_batching {{ }} {inputs}')
+    older = "39c64ccc19eb27222763c13d4e195e836c9ff66cb409e9e980c6aa82af350d9c"
+    files = {"model.py": FileDigest(1, older)}
+    found = joining_of(own, "python_function", files)
+    assert (found.is_joined, found.is_older) == (True, True)
+    assert not joining_of(own, "python_function", {"model.py": FileDigest(1, "0")}).is_joined
+    said = own.with_override("parameters.mlflow_join_requests", "false: mine")
+    assert joining_of(said, "python_function", files).is_older  # it does not read the parameter
+    assert not joining_of(own, "triton", files).is_older
+    placed = VersionRecord(Source(), files, config=own.text, flavor="python_function")
+    now = DeploymentRecord("m", "python_function", "", "", serving=(1,), versions={1: placed})
+    assert plan_return(Stock(now), 1, source=Source()).joining.is_older
 
 
 def test_what_triton_completes_it_may_join() -> None:

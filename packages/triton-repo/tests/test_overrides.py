@@ -6,6 +6,7 @@ import pytest
 
 from triton_repo.config import NO_CONFIG, ModelConfig
 from triton_repo.errors import ConfigError
+from triton_repo.overrides import contradict
 
 TEXT = """\
 # ours
@@ -86,3 +87,28 @@ def test_a_whole_config_comes_first() -> None:
 def test_what_is_no_field_or_no_value_is_refused(path: str, text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         ModelConfig.parse(TEXT).overridden({path: text})
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_so"),
+    [
+        (("join_requests", "true"), ("dynamic_batching", ""), True),
+        (("join_requests", "true"), ("max_batch_size", "0"), True),
+        (("join_requests", "true"), ("sequence_batching", "{}"), True),
+        (("join_requests", "false"), ("dynamic_batching", "{}"), True),
+        (("join_requests", "false"), ("dynamic_batching.priority_levels", "3"), True),
+        (("dynamic_batching", ""), ("dynamic_batching.preferred_batch_size", "[4]"), True),
+        (("join_requests", "true"), ("dynamic_batching", "{}"), False),
+        (("join_requests", "true"), ("dynamic_batching.preferred_batch_size", "[4]"), False),
+        (("join_requests", "true"), ("max_batch_size", "8"), False),
+        (("join_requests", "false"), ("dynamic_batching", ""), False),
+        (("join_requests", "false"), ("max_batch_size", "0"), False),
+        (("dynamic_batching", "{}"), ("dynamic_batching.preferred_batch_size", "[4]"), False),
+        (("dynamic_batching", ""), ("dynamic_batching.preferred_batch_size", ""), False),
+    ],
+)
+def test_overrides_of_which_one_would_undo_the_other(
+    one: tuple[str, str], other: tuple[str, str], *, is_so: bool
+) -> None:
+    assert contradict(one, other) is is_so
+    assert contradict(other, one) is is_so

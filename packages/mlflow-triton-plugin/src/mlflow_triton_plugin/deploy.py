@@ -30,10 +30,8 @@ from mlflow_triton_plugin.errors import (
 from mlflow_triton_plugin.membership import Members
 from mlflow_triton_plugin.planning import Planner
 from mlflow_triton_plugin.preview import preview
-from triton_repo.config import NO_CONFIG
 from triton_repo.errors import LockedError, StoreError, TritonRepoError
 from triton_repo.flavors import ANY_MODEL, NATIVE_FLAVORS
-from triton_repo.joining import joining_of
 from triton_repo.names import check_name
 from triton_repo.placement import ModelPlace, PlaceState
 from triton_repo.record import RECORD_FILENAME, RecordError
@@ -343,7 +341,7 @@ class Deployer:
             raise
         if names:
             self._keep_needed(members, names)
-        joining = joining_of(planned.change.config or NO_CONFIG, planned.change.entry.flavor)
+        joining = planned.change.joining
         if joining.is_older:
             _logger.warning("requests to %s are joined: %s", place.name, joining.why)
         known = self.servers.states() if names else {str(place.name): states}

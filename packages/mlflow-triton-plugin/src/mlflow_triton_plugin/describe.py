@@ -182,7 +182,8 @@ class _Look:
         if main is None:
             return {}
         try:
-            return joining_of(ModelConfig.parse(main.config), main.flavor).described()
+            config = ModelConfig.parse(main.config)
+            return joining_of(config, main.flavor, main.files).described()
         except ConfigError:  # edited; the state says so where it matters
             return {}
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from mlflow_triton_plugin._values import (
     as_text,
@@ -33,11 +34,11 @@ from mlflow_triton_plugin.environments import ENV_PARAMETER
 from mlflow_triton_plugin.errors import SettingsError
 from triton_repo.config import NO_CONFIG
 from triton_repo.errors import ConfigError
-from triton_repo.overrides import JOIN_REQUESTS, WARMUP
+from triton_repo.overrides import JOIN_REQUESTS, WARMUP, contradict
 from triton_repo.scan import Limits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from triton_repo.change import Together
@@ -61,6 +62,9 @@ OnConflict = Literal["fail", "adopt", "replace"]
 Validate = Literal["false", "load", "true"]
 
 DEFAULT_KEEP_VERSIONS = 2
+
+#: An option as the user gave it, the path of the field that it sets, and the text that it sets.
+_Given: TypeAlias = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
@@ -349,28 +353,51 @@ def parse_options(config: Mapping[str, Any] | None, *, command: str) -> Options:
     parsed: dict[str, Any] = {}
     overrides: dict[str, str | None] = {}
     of_members: dict[str, dict[str, str | None]] = {}
+    given: dict[str, list[_Given]] = {}
     for key, value in (config or {}).items():
         option = OPTIONS.get(key)
         member, of_member = _member_option(key) if command in CONFIGURING else ("", "")
+        set_here: dict[str, str | None] = {}
         if option is not None and command in option.commands:
             parsed[option.field] = option.parse(value, f"-C {key}")
         elif command in CONFIGURING and _is_override(key):
-            overrides |= _overridden(key, value)
+            set_here = _overridden(key, value)
+            overrides |= set_here
         elif member:
-            of_members.setdefault(member, {}).update(_overridden(of_member, value, f"-C {key}"))
+            set_here = _overridden(of_member, value, f"-C {key}")
+            of_members.setdefault(member, {}).update(set_here)
         else:
             raise SettingsError(_unknown_option(as_text(key), command), setting=as_text(key))
+        given.setdefault(member, []).extend(
+            (f"{key}={as_text(value).lower()}", path, text)
+            for path, text in set_here.items()
+            if text is not None
+        )
     if parsed.get("env") is not None and ENV_PARAMETER in overrides:
         raise SettingsError(
             f"-C env and -C {ENV_PARAMETER} both say which packages the model runs with; give one",
             setting="-C env",
         )
-    if overrides.get(JOIN_REQUESTS) == "true" and overrides.get("dynamic_batching") == "":
-        raise SettingsError(
-            "-C join_requests=true and -C dynamic_batching=false contradict each other; give one",
-            setting="-C join_requests",
-        )
+    _refuse_contradictions(given)
     return Options(**parsed, overrides=overrides, member_overrides=of_members)
+
+
+def _refuse_contradictions(given: Mapping[str, Sequence[_Given]]) -> None:
+    """Make sure that no option of a command undoes another one of the same command.
+
+    Args:
+        given: the options that set fields of one model, by the member's name.
+
+    Raises:
+        SettingsError: one does.
+    """
+    for options in given.values():
+        for first, second in combinations(options, 2):
+            if contradict(first[1:], second[1:]):
+                raise SettingsError(
+                    f"-C {first[0]} and -C {second[0]} contradict each other; give one",
+                    setting=f"-C {second[0].partition('=')[0]}",
+                )
 
 
 def _member_option(key: Any) -> tuple[str, str]:

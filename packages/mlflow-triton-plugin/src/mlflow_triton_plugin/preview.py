@@ -6,8 +6,7 @@ import difflib
 from typing import TYPE_CHECKING, Any
 
 from mlflow_triton_plugin.changing import is_staged_apart
-from triton_repo.config import CONFIG_FILENAME, NO_CONFIG
-from triton_repo.joining import joining_of
+from triton_repo.config import CONFIG_FILENAME
 from triton_repo.text import human_size
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ def preview(
         "files_apart": change.copied_apart(apart=apart),
         "size_bytes": change.size_bytes(apart=apart),
         "reuses": change.reuse,
-        "requests": joining_of(change.config or NO_CONFIG, change.entry.flavor).described(),
+        "requests": change.joining.described(),
         "restores": sorted(change.shared_restored),
         "replaces": sorted(change.replaced),
         "removes": sorted(change.doomed),

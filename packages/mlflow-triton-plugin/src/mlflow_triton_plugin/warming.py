@@ -15,7 +15,7 @@ from mlflow_triton_plugin.server._tensors import to_bytes
 from triton_repo.config import NO_CONFIG
 from triton_repo.entry import EntryFile, Tree
 from triton_repo.errors import ArtifactError, ConfigError
-from triton_repo.overrides import WARMUP
+from triton_repo.overrides import WARMUP, contradict
 from triton_repo.tensors import TensorSpec
 from triton_repo.warmup import MODEL_WARMUP, WARMUP_FOLDER, WarmupInput, model_warmup
 
@@ -38,13 +38,23 @@ def effective_overrides(
 ) -> dict[str, str]:
     """What is set of config.pbtxt: what was when it was deployed, and what is set now.
 
+    What was set before goes where what is set now contradicts it. The rest comes in the order in
+    which it was set: a field that is set as a whole takes its parts along.
+
     Args:
         before: of the version that serves.
         asked: of this command; None takes one back.
     """
     # what the option made of the last model's example; `warmed` makes it anew
     made = {MODEL_WARMUP} if WARMUP in before else set()
-    wanted = {**{path: text for path, text in before.items() if path not in made}, **asked}
+    set_now = [(path, text) for path, text in asked.items() if text is not None]
+    kept = {
+        path: text
+        for path, text in before.items()
+        if path not in made | asked.keys()
+        and not any(contradict((path, text), each) for each in set_now)
+    }
+    wanted: dict[str, str | None] = {**kept, **asked}
     if asked.get(MODEL_WARMUP) is not None:
         wanted[WARMUP] = None
     return {path: text for path, text in wanted.items() if text is not None}

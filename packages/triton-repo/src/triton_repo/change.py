@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from triton_repo.config import CONFIG_FILENAME, NO_CONFIG, ModelConfig
 from triton_repo.entry import RepositoryEntry, Tree
 from triton_repo.errors import ArtifactError, ConfigError
+from triton_repo.joining import joining_of
 from triton_repo.members import MEMBERS_PARAMETER, moved_config, overridden_config
 from triton_repo.names import check_name
 from triton_repo.store._copy import digest_file
@@ -18,6 +19,7 @@ from triton_repo.store._copy import digest_file
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
+    from triton_repo.joining import Joining
     from triton_repo.record import DeploymentRecord, FileDigest, Source, VersionRecord
     from triton_repo.stock import Stock
 
@@ -136,6 +138,14 @@ class Change:
     def config_text(self) -> str:
         """The text of config.pbtxt afterwards; empty where there is none."""
         return self.config.text if self.config is not None else ""
+
+    @property
+    def joining(self) -> Joining:
+        """Whether requests of several callers are joined afterwards."""
+        on_disk = self.base.versions if self.base is not None else {}
+        reused = on_disk.get(self.reuse) if self.reuse is not None else None
+        files = reused.files if reused is not None else None
+        return joining_of(self.config or NO_CONFIG, self.entry.flavor, files)
 
     @property
     def shared_paths(self) -> tuple[str, ...]:
@@ -286,7 +296,16 @@ def _with_edited_config(entry: RepositoryEntry, base: Stock) -> RepositoryEntry:
         return entry
     if recorded.main is not None:
         edited = _moved(edited, recorded.main, entry)
+    edited = edited.for_model(entry.config or NO_CONFIG, _placed(base))
     return replace(entry, config=edited.with_name(entry.name))
+
+
+def _placed(base: Stock) -> ModelConfig | None:
+    """Return config.pbtxt as the last command placed it, without a pin; None if no command did."""
+    main = base.recorded.main if base.recorded is not None else None
+    if main is None:
+        return None
+    return overridden_config(ModelConfig.parse(main.brought_config), main.overrides, main.models)
 
 
 def _unchanged(entry: RepositoryEntry, recorded: DeploymentRecord) -> bool:

@@ -17,7 +17,7 @@ from tritonclient.grpc import model_config_pb2  # noqa: TID251 - this is the doo
 
 from triton_repo._textproto import edit_messages, set_field
 from triton_repo.errors import ConfigError
-from triton_repo.joining import JOIN_PARAMETER, asked, decision
+from triton_repo.joining import JOIN_PARAMETER, asked, decision, refuses
 from triton_repo.overrides import JOIN_REQUESTS, NO_FIELDS, WHOLE_CONFIG, set_override
 from triton_repo.tensors import DATATYPES, TensorSpec, datatype_of
 from triton_repo.text import human_size
@@ -409,12 +409,47 @@ class ModelConfig:
         config = self
         if WHOLE_CONFIG in overrides:
             config = ModelConfig.parse(overrides[WHOLE_CONFIG], where=f"the {WHOLE_CONFIG} given")
+            config = config.for_model(self)
         for path, text in overrides.items():
             if path not in NO_FIELDS:
                 config = config.with_override(path, text)
         if JOIN_REQUESTS in overrides:
             config = config.joined(is_joined=overrides[JOIN_REQUESTS] == "true")
         return config
+
+    def for_model(self, fresh: ModelConfig, placed: ModelConfig | None = None) -> ModelConfig:
+        """Return a user's file for another model, which says whether its requests are joined.
+
+        JOIN_PARAMETER is that of the model, but for a user's own `false`, which mixes no rows.
+        `dynamic_batching` is the user's where the user has changed it.
+
+        Args:
+            fresh: config.pbtxt as the model brings it, or as it was generated for the model.
+            placed: config.pbtxt as it was before the user changed it; None where that is not known.
+        """
+        config = self
+        own, before = self.parameters.get(JOIN_PARAMETER, ""), None
+        if placed is not None:
+            before = placed.parameters.get(JOIN_PARAMETER, "")
+        is_refused = own != before and refuses(own) and decision(fresh)
+        if not is_refused:
+            said = fresh.parameters.get(JOIN_PARAMETER, "")
+            config = config.with_override(f"parameters.{JOIN_PARAMETER}", said)
+        if placed is not None and _batching(self) == _batching(placed):
+            config = config._with_batching_of(fresh)  # noqa: SLF001 - the same class
+        return config
+
+    def _with_batching_of(self, other: ModelConfig) -> ModelConfig:
+        """Return the same file with another one's dynamic_batching, where there is a batch."""
+        batching = _batching(other) if self.max_batch_size else None
+        scheduler = self._message.WhichOneof("scheduling_choice")  # Triton has one of them at most
+        if batching == _batching(self) or scheduler not in (None, "dynamic_batching"):
+            return self
+        changed = self._copy()
+        changed.ClearField("dynamic_batching")
+        if batching is not None:
+            changed.dynamic_batching.CopyFrom(batching)
+        return self._with_field("dynamic_batching", changed)
 
     def joined(self, *, is_joined: bool) -> ModelConfig:
         """The same file, with requests of several callers joined or not, because a user asks.
@@ -426,7 +461,7 @@ class ModelConfig:
         if is_joined and not self.max_batch_size:
             raise ConfigError(
                 f"join_requests=true: {CONFIG_FILENAME} has max_batch_size 0, so there is no batch "
-                "dimension to join requests in; leave join_requests out, or set max_batch_size",
+                "dimension to join requests in; set join_requests=default, or set max_batch_size",
                 field=JOIN_REQUESTS,
             )
         if is_joined != self._message.HasField("dynamic_batching"):
@@ -473,6 +508,12 @@ def _as_expected(text: str, expected: model_config_pb2.ModelConfig) -> ModelConf
         return edited
     # Text that our scanner reads otherwise than protobuf does: correct beats pretty.
     return ModelConfig(_print(expected), expected)
+
+
+def _batching(config: ModelConfig) -> model_config_pb2.ModelDynamicBatching | None:
+    """Return the field dynamic_batching; None where the file has none."""
+    message = config._message  # noqa: SLF001 - the same module
+    return message.dynamic_batching if message.HasField("dynamic_batching") else None
 
 
 #: What Triton reads where there is no config.pbtxt.

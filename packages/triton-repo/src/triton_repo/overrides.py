@@ -21,13 +21,42 @@ from triton_repo.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["JOIN_REQUESTS", "NO_FIELDS", "WARMUP", "WHOLE_CONFIG", "set_override"]
+__all__ = ["JOIN_REQUESTS", "NO_FIELDS", "WARMUP", "WHOLE_CONFIG", "contradict", "set_override"]
 
 WHOLE_CONFIG, WARMUP, JOIN_REQUESTS = "config", "warmup", "join_requests"
 #: Paths that no field has.
 NO_FIELDS = frozenset({WHOLE_CONFIG, WARMUP, JOIN_REQUESTS})
+#: The field that has Triton join requests, and the one of a scheduler that takes its place.
+_BATCHING, _SEQUENCES = "dynamic_batching", "sequence_batching"
 #: What deploying itself decides.
 _OURS = ("name", "version_policy")
+
+
+def contradict(one: tuple[str, str], other: tuple[str, str]) -> bool:
+    """Return whether one of two overrides undoes the other, whichever is set last.
+
+    Args:
+        one: its path, and its text.
+        other: the same.
+    """
+    return _undoes(*one, *other) or _undoes(*other, *one)
+
+
+def _undoes(path: str, text: str, other: str, other_text: str) -> bool:
+    """Return whether an override that is about joining requests leaves no sense to another one."""
+    is_part = other.startswith(f"{_BATCHING}.")
+    if path == _BATCHING:
+        return not text and is_part and bool(other_text)
+    if path != JOIN_REQUESTS:
+        return False
+    if text == "false":
+        return (other == _BATCHING or is_part) and bool(other_text)
+    is_sequences = other == _SEQUENCES or other.startswith(f"{_SEQUENCES}.")
+    return (
+        (other == _BATCHING and not other_text)
+        or (other == "max_batch_size" and other_text == "0")
+        or (is_sequences and bool(other_text))
+    )
 
 
 def set_override(message: Any, path: str, text: str) -> str:

@@ -311,7 +311,7 @@ def _encoded(value: Any, taken: Sequence[str], encode: Callable[[str], bytes]) -
         return None
     try:
         if kind == "text":
-            return encode(str(value))
+            return encode(str.__str__(value))  # str() of an Enum is its name
         if kind == "date":
             return _iso_8601(value)
         return _from_base64(value["b64"]) if isinstance(value, dict) else bytes(value)

@@ -60,6 +60,11 @@ _BESIDE = {"id", "signature_name", "model_name", "model_version", "outputs"}
 _PARAMETERS = {"params", "parameters"}
 
 
+def text_of(label: object) -> str:
+    """Return a name as text: of an Enum that is a string, its value."""
+    return str.__str__(label) if isinstance(label, str) else str(label)
+
+
 def named(inputs: object, schema: ModelSchema) -> Mapping[str, object]:
     """Bring any of the forms to values by input name; neither types nor shapes are looked at yet.
 
@@ -118,7 +123,7 @@ def _labels(values: object, schema: ModelSchema) -> Sequence[object]:
     if is_series(values):
         return [] if values.name is None else [values.name]
     if _is_list_of_dicts(values) and not _are_objects(values, schema):
-        return [] if all(map(is_bytes_object, values)) else list(_records(values).names)
+        return [] if all(map(is_bytes_object, values)) else list(values[0])
     if isinstance(values, Mapping) and not is_bytes_object(values):
         return [] if schema.inputs_by_name.keys() >= values.keys() else list(values)
     return []
@@ -196,7 +201,7 @@ def _of_wrapped(wrapper: str, content: object, schema: ModelSchema) -> Mapping[s
 
 def _of_names(values: Mapping[Any, object], schema: ModelSchema) -> Mapping[str, object]:
     """Inputs by their names, or the columns of the one input there is by theirs."""
-    named = {str(name): value for name, value in values.items()}
+    named = {text_of(name): value for name, value in values.items()}
     if any(_has_no_lists(named[name]) for name in schema.json_lists & named.keys()):
         return {name: [value] for name, value in named.items()}
     is_table = schema.columns or schema.is_unnamed
@@ -253,7 +258,7 @@ def _only_input(schema: ModelSchema) -> TensorSpec:
 
 def _as_it_was_in_the_file(frame: pd.DataFrame, schema: ModelSchema) -> dict[str, object] | None:
     """The dict that `pandas.read_json` made this frame of; None for an ordinary frame."""
-    columns = [str(column) for column in frame.columns]
+    columns = [text_of(column) for column in frame.columns]
     key = _outer_key(set(columns))
     if key is None or len(set(columns)) < len(columns):
         return None
@@ -273,7 +278,7 @@ def _as_it_was_in_the_file(frame: pd.DataFrame, schema: ModelSchema) -> dict[str
 def _content(series: pd.Series[Any], key: str, schema: ModelSchema) -> object:
     """An object in the file has its keys as index; a list has its positions."""
     labels = series.index.tolist()
-    names = [str(label) for label in labels]  # read_json makes numbers of names like "0"
+    names = [text_of(label) for label in labels]  # read_json makes numbers of names like "0"
     are_inputs = set(names) <= schema.inputs_by_name.keys() | set(schema.columns)
     are_text = all(isinstance(label, str) for label in labels)
     if names and (are_inputs or (are_text and key not in schema.inputs_by_name)):
@@ -287,7 +292,7 @@ def _as_a_chat(frame: pd.DataFrame, schema: ModelSchema) -> dict[str, object] | 
     Raises:
         InvalidInputError: the rest is not the same everywhere.
     """
-    columns = {str(name): series.tolist() for name, series in frame.items()}
+    columns = {text_of(name): series.tolist() for name, series in frame.items()}
     lists = [columns[name] for name in schema.json_lists & columns.keys()]
     if frame.empty or not any(map(_has_no_lists, lists)):
         return None
@@ -322,7 +327,7 @@ class _Frame:
 
     @property
     def names(self) -> list[str]:
-        return [str(column) for column in self.frame.columns]
+        return [text_of(column) for column in self.frame.columns]
 
     def column(self, position: int) -> object:
         return self.frame.iloc[:, position]
@@ -363,7 +368,7 @@ def _of_split(content: object, schema: ModelSchema) -> Mapping[str, object]:
         raise InvalidInputError(
             '"dataframe_split" holds {"columns": ["A", …], "data": [[1, …], …]}'
         )
-    names, rows = [str(name) for name in content["columns"]], list(content["data"])
+    names, rows = [text_of(name) for name in content["columns"]], list(content["data"])
     for position, row in enumerate(rows):
         if not isinstance(row, (list, tuple, np.ndarray)) or len(row) != len(names):
             given = len(row) if isinstance(row, (list, tuple, np.ndarray)) else 1
@@ -377,12 +382,13 @@ def _of_split(content: object, schema: ModelSchema) -> Mapping[str, object]:
 def _records(records: Sequence[Mapping[Any, object]]) -> _Rows:
     keys = list(dict.fromkeys(key for record in records for key in record))
     for position, record in enumerate(records):
-        absent = [str(key) for key in keys if key not in record]
+        absent = [text_of(key) for key in keys if key not in record]
         if absent:
             raise InvalidInputError(
                 f"record {position} has no {', '.join(absent)}; every record needs the same keys"
             )
-    return _Rows([str(key) for key in keys], [[record[key] for key in keys] for record in records])
+    rows: list[Sequence[object]] = [[record[key] for key in keys] for record in records]
+    return _Rows([text_of(key) for key in keys], rows)
 
 
 def _of_table(table: _Table, schema: ModelSchema) -> Mapping[str, object]:
@@ -516,7 +522,7 @@ def _of_series(series: pd.Series[Any], schema: ModelSchema) -> Mapping[str, obje
     labels = series.index.tolist()
     if labels and all(label in specs for label in labels):
         return dict(zip(labels, series.tolist(), strict=True))
-    name = str(series.name)
+    name = text_of(series.name)
     spec = specs[name] if name in specs else _only_input(schema)
     return {spec.name: _column(series, spec)}
 
@@ -527,7 +533,7 @@ def _of_series(series: pd.Series[Any], schema: ModelSchema) -> Mapping[str, obje
 def _of_kserve(tensors: Sequence[Mapping[Any, Any]]) -> Mapping[str, object]:
     values: dict[str, object] = {}
     for tensor in tensors:
-        name = str(tensor["name"])
+        name = text_of(tensor["name"])
         if name in values:
             raise InvalidInputError(f"input {name}: is in the request twice", input=name)
         values[name] = _of_kserve_tensor(name, tensor)

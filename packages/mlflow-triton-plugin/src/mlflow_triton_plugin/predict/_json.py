@@ -16,6 +16,7 @@ import numpy as np
 import orjson
 
 from mlflow_triton_plugin.predict._arrays import is_series
+from mlflow_triton_plugin.predict._cast import shown
 from mlflow_triton_plugin.predict._forms import column_names, parameters
 from mlflow_triton_plugin.predict._schema import InvalidInputError
 from triton_repo.flavors.pyfunc import NAMES, PARAMS
@@ -76,7 +77,7 @@ def request_parameters(inputs: object, schema: ModelSchema) -> dict[str, str]:
     """Return the parameters of a request to a `python_function`, as its `model.py` reads them.
 
     Raises:
-        InvalidInputError: see `params_text`.
+        InvalidInputError: see `params_text` and `names_text`.
     """
     texts = {PARAMS: params_text(inputs, schema), NAMES: names_text(inputs, schema)}
     return {name: text for name, text in texts.items() if text}
@@ -99,11 +100,28 @@ def names_text(inputs: object, schema: ModelSchema) -> str:
     """The names of the columns that were given, for a model whose own have none, as a JSON list.
 
     Empty where they are positions, which the model has without being told.
+
+    Raises:
+        InvalidInputError: one is neither a string nor an integer, and would come back as another.
     """
-    names = [
-        name if isinstance(name, (str, int)) else str(name) for name in column_names(inputs, schema)
-    ]
+    names = [_name(label) for label in column_names(inputs, schema)]
     return "" if names == list(range(len(names))) else json.dumps(names)
+
+
+def _name(label: object) -> str | int:
+    """Return a column's label as JSON holds it.
+
+    Raises:
+        InvalidInputError: JSON does not hold it.
+    """
+    if isinstance(label, str):
+        return str.__str__(label)  # str() of an Enum is its name
+    if isinstance(label, (int, np.integer)) and not isinstance(label, bool):
+        return int(label)
+    raise InvalidInputError(
+        f"column {shown(label)}: the label is of type {type(label).__name__}, and a request holds "
+        "strings and integers; rename the column"
+    )
 
 
 def _text(value: object) -> bytes:

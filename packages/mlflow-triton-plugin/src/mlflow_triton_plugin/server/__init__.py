@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import compress
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -18,7 +18,7 @@ from mlflow_triton_plugin.errors import (
 )
 from mlflow_triton_plugin.security import OPEN, Access
 from mlflow_triton_plugin.server._deadline import Deadline
-from mlflow_triton_plugin.server._liveness import has_died
+from mlflow_triton_plugin.server._liveness import can_be_asked, has_died
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -64,12 +64,14 @@ class ModelState:
         version: the version, or an empty string for a directory that was never loaded.
         state: `READY`, `UNAVAILABLE`, `LOADING`, `UNLOADING`, or an empty string.
         reason: why, in Triton's words.
+        endpoint: of the server whose index it is, as messages name it; empty where nobody said so.
     """
 
     name: str
     version: str = ""
     state: str = ""
     reason: str = ""
+    endpoint: str = ""
 
 
 @dataclass(frozen=True)
@@ -366,7 +368,7 @@ class TritonServers:
         def unload(server: TritonServer) -> None:
             server.unload(model)
             busy = ("READY", "UNLOADING", "LOADING")
-            _wait_while(server, model, busy, timeout_s, {each.version for each in dead})
+            _wait_while(server, model, busy, timeout_s, _versions_on(server, dead))
 
         self._each(unload)
 
@@ -400,15 +402,22 @@ class TritonServers:
         return found
 
     def dead(self, asked: Collection[ModelState]) -> list[ModelState]:
-        """Those whose process died, though Triton calls them READY; one a server that says so.
+        """Those whose process died, though Triton calls them READY.
+
+        Each is asked on its own server, see `ModelState.endpoint`. A server that has no parameters
+        of requests is not asked: to its models the question would be a request.
 
         Args:
             asked: versions whose models answer `server._liveness.ping`.
         """
-        wanted = [(server, state) for server in self._servers for state in set(asked)]
+        places = {server.endpoint: server for server in self._servers}
+        wanted = [(places[each.endpoint], each) for each in set(asked) if each.endpoint in places]
         if not wanted:
             return []
         with ThreadPoolExecutor(min(len(wanted), _PINGS_AT_ONCE)) as pool:
+            servers = {server.endpoint: server for server, _ in wanted}
+            can_ask = dict(zip(servers, pool.map(can_be_asked, servers.values()), strict=True))
+            wanted = [each for each in wanted if can_ask[each[0].endpoint]]
             died = pool.map(lambda each: has_died(each[0], each[1].name, each[1].version), wanted)
             return [state for (_, state), dead in zip(wanted, died, strict=True) if dead]
 
@@ -440,11 +449,16 @@ def _index(server: TritonServer) -> list[ModelState]:
     deadline = Deadline(_RACE_S)
     while True:
         try:
-            return server.index()
+            return [replace(state, endpoint=server.endpoint) for state in server.index()]
         except TritonServerError as exc:
             if "failed to stat file" not in str(exc) or deadline.passed:
                 raise
         deadline.sleep(_POLL_S)
+
+
+def _versions_on(server: TritonServer, states: Iterable[ModelState]) -> set[str]:
+    """Return the versions that these states are about, on one server."""
+    return {each.version for each in states if each.endpoint == server.endpoint}
 
 
 def _check_ready(server: TritonServer, model: str, versions: Sequence[int]) -> list[ModelState]:

@@ -22,10 +22,24 @@ if TYPE_CHECKING:
     from mlflow_triton_plugin.predict import ModelSchema
     from mlflow_triton_plugin.server import TritonServer
 
-__all__ = ["has_died"]
+__all__ = ["can_be_asked", "has_died"]
+
+#: Triton 23.07: the Python backend of older releases has no parameters of requests.
+_HAS_PARAMETERS = (2, 36)
 
 #: The backend takes one to two seconds to notice, and serves one request after the other meanwhile.
 _TIMEOUT_S = 3.0
+
+
+def can_be_asked(server: TritonServer) -> bool:
+    """Return whether a server hands the question to `model.py`; False where that is not known.
+
+    Without the parameter the question is a request like any other, and the model itself answers.
+    """
+    try:
+        return server.facts().release >= _HAS_PARAMETERS
+    except TritonServerError:  # it may tell others only
+        return False
 
 
 def has_died(server: TritonServer, model: str, version: str) -> bool:
