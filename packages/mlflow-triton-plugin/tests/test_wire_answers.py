@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 from concurrent import futures
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from mlflow.deployments import get_deploy_client
 from mlflow.exceptions import MlflowException
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from mlflow_triton_plugin.errors import TritonServerError
+from mlflow_triton_plugin.errors import ModelLoadError, TritonServerError
 from mlflow_triton_plugin.server import TritonServers
 from mlflow_triton_plugin.settings import Settings
 from mlflow_triton_plugin.testing.pki import CertificateAuthority
@@ -47,6 +47,8 @@ class Service(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mi
         self.answer = service_pb2.ModelInferResponse()
         self.index: list[dict[str, str]] = []
         self.datatype = "FP32"
+        self.refusals: list[str] = []
+        self.loads = 0
 
     def ModelMetadata(self, *_: object) -> Any:  # noqa: N802
         tensors = [[{"name": name, "datatype": self.datatype, "shape": [1]}] for name in ("x", "y")]
@@ -58,7 +60,10 @@ class Service(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mi
     def ModelInfer(self, *_: object) -> Any:  # noqa: N802
         return self.answer
 
-    def RepositoryModelLoad(self, *_: object) -> Any:  # noqa: N802
+    def RepositoryModelLoad(self, _: object, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        self.loads += 1
+        if self.refusals:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, self.refusals.pop())
         return service_pb2.RepositoryModelLoadResponse()
 
     def RepositoryIndex(self, *_: object) -> Any:  # noqa: N802
@@ -144,6 +149,25 @@ def test_one_tensor_twice_is_told(service: Service) -> None:
 def test_a_datatype_that_nobody_knows_is_told_of_metadata(service: Service) -> None:
     service.datatype = "FP128"
     refused(ask, *NOT_TRITON, "the metadata of m: tensor x has the unknown datatype FP128")
+
+
+@pytest.mark.parametrize(
+    ("reason", "loads"),
+    [
+        ("Internal: Could not get MetaData for bucket with name \x7f due to exception:", 2),
+        ("no such file", 1),
+    ],
+)
+def test_a_load_that_did_not_get_to_the_store_is_tried_once_more(
+    service: Service, reason: str, loads: int
+) -> None:
+    servers = TritonServers.open(Settings.read("triton").endpoints, timeout_s=5)
+    service.index = [{"name": "m", "version": "1", "state": "READY"}]
+    for refusals in (1, 2):
+        service.refusals, service.loads = [reason] * refusals, 0
+        with nullcontext() if refusals < loads else pytest.raises(ModelLoadError):
+            servers.load("m", config=None, versions=[1], timeout_s=5)
+        assert service.loads == loads
 
 
 def test_a_version_that_is_no_number_is_told(service: Service) -> None:

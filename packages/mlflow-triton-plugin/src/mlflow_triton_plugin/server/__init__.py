@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -45,7 +46,12 @@ __all__ = [
     "open_server",
 ]
 
+_logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
+
+#: Triton's words where its client of S3 got no answer. Triton 2.51 has been seen to ask for a bucket
+#: whose name was one odd byte, once in a thousand loads.
+_NO_STORE = "Could not get MetaData for bucket"
 
 #: Between two looks at a server that is unloading; unload_model itself returns at once.
 _POLL_S = 0.02
@@ -288,7 +294,7 @@ class TritonServers:
         """
 
         def load(server: TritonServer) -> list[ModelState]:
-            server.load(model, config, timeout_s)
+            _load(server, model, config, timeout_s)
             return _check_ready(server, model, versions)
 
         return [state for states in self._each(load) for state in states]
@@ -322,7 +328,7 @@ class TritonServers:
 
         def attempt(server: TritonServer) -> None:
             try:
-                server.load(apart, config, timeout_s)
+                _load(server, apart, config, timeout_s)
                 check(server, apart)
             except BaseException:
                 with suppress(TritonServerError):  # it is the first error that counts
@@ -459,6 +465,21 @@ def _index(server: TritonServer) -> list[ModelState]:
 def _versions_on(server: TritonServer, states: Iterable[ModelState]) -> set[str]:
     """Return the versions that these states are about, on one server."""
     return {each.version for each in states if each.endpoint == server.endpoint}
+
+
+def _load(server: TritonServer, model: str, config: str | None, timeout_s: float) -> None:
+    """Load a model; once more where Triton did not get to its store, which is no fault of a model.
+
+    Raises:
+        ModelLoadError: the server refused.
+    """
+    try:
+        server.load(model, config, timeout_s)
+    except ModelLoadError as exc:
+        if _NO_STORE not in exc.reason:
+            raise
+        _logger.warning("%s did not get to its model repository; loading again", server.endpoint)
+        server.load(model, config, timeout_s)
 
 
 def _check_ready(server: TritonServer, model: str, versions: Sequence[int]) -> list[ModelState]:
