@@ -49,8 +49,8 @@ __all__ = [
 _logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
-#: Triton's words where its client of S3 got no answer. Triton 2.51 has been seen to ask for a bucket
-#: whose name was one odd byte, once in a thousand loads.
+#: Triton's words where its client of S3 got no answer. Triton 2.51 has been seen to ask for a
+#: bucket whose name was one odd byte, once in a thousand loads.
 _NO_STORE = "Could not get MetaData for bucket"
 
 #: Between two looks at a server that is unloading; unload_model itself returns at once.
