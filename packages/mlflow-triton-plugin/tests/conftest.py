@@ -16,6 +16,7 @@ from mlflow_triton_plugin.server import TritonServers
 
 from .faults.points import are_all_walked
 from .groups import Pipelines
+from .servers import kill
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -51,14 +52,18 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def triton(repository: Path) -> Iterator[LocalTriton]:
+def triton(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalTriton]:
     """A real Triton on the session's repository.
 
     Auto-complete is off: what is deployed must not need it, and Triton sleeps a second for each
-    model that it completes. `test_auto_complete.py` has a server with it.
+    model that it completes. `test_auto_complete.py` has a server with it. It is killed at the end:
+    models that still go would get ten seconds for it.
     """
-    with LocalTriton(repository, extra_args=["--disable-auto-complete-config"]) as server:
+    log_file = tmp_path_factory.mktemp("triton") / "log"
+    arguments = ["--disable-auto-complete-config"]
+    with LocalTriton(repository, log_file=log_file, extra_args=arguments) as server:
         yield server
+        kill(server)
 
 
 @pytest.fixture

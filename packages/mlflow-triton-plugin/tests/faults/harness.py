@@ -7,9 +7,7 @@ walks serve every kind of store.
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import time
 import urllib.request
 from contextlib import contextmanager
@@ -26,6 +24,7 @@ from mlflow_triton_plugin.local.errors import LocalTritonError
 from triton_repo.errors import StoreError
 from triton_repo.store import open_store
 
+from ..servers import kill  # noqa: TID252 - tests have no name to be imported by
 from .points import are_all_walked, chosen
 from .scenarios import (
     ALL_SCENARIOS,
@@ -196,7 +195,7 @@ class Bench:
             for server in self._client._servers:
                 server.close()
         if self._triton is not None:
-            _kill(self._triton)
+            kill(self._triton)
         self._triton = self._client = None
 
     @property
@@ -306,13 +305,6 @@ class Bench:
                 before, (once, twice), outcome.calls, outcome.requests
             )
         return self._rehearsals[label]
-
-
-def _kill(triton: LocalTriton) -> None:
-    if triton.pid is not None and triton.is_running:
-        os.kill(triton.pid, signal.SIGKILL)
-        triton.wait(timeout_s=10)
-    triton.stop()
 
 
 def _kind_of_step(point: tuple[str, object]) -> str:
