@@ -100,12 +100,9 @@ OF_MLFLOW = {
         *("test_deployments.py", "test_fetch.py", "test_golden.py", "test_cli.py"),
         *("test_warmup.py", "pyfunc/test_types.py"),
     ),
-    "publish-tools": tuple(
-        f"test_{each}.py"
-        for each in (
-            *("cli", "examples", "groups", "input_example", "publish", "signature"),
-            "triton_flavor",
-        )
+    "publish-tools": (
+        *("test_cli.py", "test_examples.py", "test_groups.py", "test_input_example.py"),
+        *("test_publish.py", "test_signature.py", "test_triton_flavor.py"),
     ),
 }
 

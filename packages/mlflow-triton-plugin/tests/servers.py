@@ -11,10 +11,12 @@ if TYPE_CHECKING:
 
 __all__ = ["kill"]
 
+_DIES_WITHIN_S = 30.0
+
 
 def kill(server: LocalTriton) -> None:
-    """Kill a server, without giving it time for anything; its stubs and segments go with it."""
+    """Kill a server at once, and end the stubs and the shared memory that it leaves."""
     if server.pid is not None and server.is_running:
         os.kill(server.pid, signal.SIGKILL)
-        server.wait(timeout_s=10)
+        server.wait(_DIES_WITHIN_S)
     server.stop()

@@ -56,20 +56,21 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         output: str = "TYPE_FP64",
         as_json: tuple[str, ...] = (),
         dims: tuple[str, ...] = ("1",),
+        names: tuple[str, ...] = ("y",),
     ) -> Any:
         values = modules["mlflow_triton_values"]
         made: Any = modules["model"].TritonPythonModel()
         made._model, made._streams, made._batched = Model(answer), None, True
         made._inputs = signature.inputs.input_names()
         made._given = values.Given(made._inputs, signature, from_hints=False)
-        name = as_json[0] if as_json else "y"
-        outputs = [{"name": name, "data_type": output, "dims": list(dims)}]
+        outputs = [
+            {"name": name, "data_type": output, "dims": list(dims)} for name in as_json or names
+        ]
         made._wanted = values.Wanted(outputs, signature, batched=True, as_json=as_json)
         made._joins = word in ("true", "asked")
         made._trials = None if word == "true" else modules["model"]._Trials()
         return made
 
-    make.modules = modules  # type: ignore[attr-defined]
     return make
 
 
@@ -416,10 +417,7 @@ TWO = infer_signature({"a": np.zeros((1, 1))}, {"y": np.zeros(1), "z": np.zeros(
 
 
 def answers_two(served: Callable[..., Any], answer: Any) -> Response:
-    model = served(lambda _: answer, "false", TWO)
-    values = served.modules["mlflow_triton_values"]  # type: ignore[attr-defined]
-    outputs = [{"name": name, "data_type": "TYPE_FP64", "dims": ["1"]} for name in ("y", "z")]
-    model._wanted = values.Wanted(outputs, TWO, batched=True)
+    model = served(lambda _: answer, "false", TWO, names=("y", "z"))
     (response,) = model.execute([request(1, 2)])
     found: Response = response
     return found

@@ -12,7 +12,7 @@ from triton_repo.config import CONFIG_FILENAME, NO_CONFIG, ModelConfig
 from triton_repo.entry import RepositoryEntry, Tree
 from triton_repo.errors import ArtifactError, ConfigError
 from triton_repo.joining import joining_of
-from triton_repo.members import MEMBERS_PARAMETER, moved_config, overridden_config
+from triton_repo.members import MEMBERS_PARAMETER, moved_config, overridden_config, placed_config
 from triton_repo.names import check_name
 from triton_repo.store._copy import digest_file
 
@@ -296,16 +296,10 @@ def _with_edited_config(entry: RepositoryEntry, base: Stock) -> RepositoryEntry:
         return entry
     if recorded.main is not None:
         edited = _moved(edited, recorded.main, entry)
-    edited = edited.for_model(entry.config or NO_CONFIG, _placed(base))
-    return replace(entry, config=edited.with_name(entry.name))
-
-
-def _placed(base: Stock) -> ModelConfig | None:
-    """Return config.pbtxt as the last command placed it, without a pin; None if no command did."""
     main = base.recorded.main if base.recorded is not None else None
-    if main is None:
-        return None
-    return overridden_config(ModelConfig.parse(main.brought_config), main.overrides, main.models)
+    placed = placed_config(main) if main is not None else None
+    edited = edited.for_model(entry.config or NO_CONFIG, placed)
+    return replace(entry, config=edited.with_name(entry.name))
 
 
 def _unchanged(entry: RepositoryEntry, recorded: DeploymentRecord) -> bool:

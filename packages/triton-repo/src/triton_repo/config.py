@@ -428,9 +428,8 @@ class ModelConfig:
             placed: config.pbtxt as it was before the user changed it; None where that is not known.
         """
         config = self
-        own, before = self.parameters.get(JOIN_PARAMETER, ""), None
-        if placed is not None:
-            before = placed.parameters.get(JOIN_PARAMETER, "")
+        own = self.parameters.get(JOIN_PARAMETER, "")
+        before = placed.parameters.get(JOIN_PARAMETER, "") if placed is not None else None
         is_refused = own != before and refuses(own) and decision(fresh)
         if not is_refused:
             said = fresh.parameters.get(JOIN_PARAMETER, "")

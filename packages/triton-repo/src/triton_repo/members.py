@@ -11,10 +11,12 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from triton_repo.config import ModelConfig
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from triton_repo.config import ModelConfig
+    from triton_repo.record import VersionRecord
 
 __all__ = [
     "MEMBERS_PARAMETER",
@@ -22,6 +24,7 @@ __all__ = [
     "config_with",
     "moved_config",
     "overridden_config",
+    "placed_config",
 ]
 
 #: The parameter of a Python model whose sources mention it: JSON, `{"tokens": {"name":
@@ -105,6 +108,12 @@ def overridden_config(
     """
     is_told = MEMBERS_PARAMETER in config.parameters
     return config_with(config.overridden(overrides), models, is_told=is_told)
+
+
+def placed_config(version: VersionRecord) -> ModelConfig:
+    """The config.pbtxt that a command placed for a version, without a pin."""
+    brought = ModelConfig.parse(version.brought_config)
+    return overridden_config(brought, version.overrides, version.models)
 
 
 def _told(config: ModelConfig, models: Mapping[str, MemberVersions]) -> ModelConfig:

@@ -12,7 +12,7 @@ from triton_repo.config import CONFIG_FILENAME, NO_CONFIG, ModelConfig
 from triton_repo.errors import ConfigError, ObjectNotFoundError, StoreError
 from triton_repo.journal import OUR_DIRECTORY, Journal
 from triton_repo.layout import is_bytecode, is_shared_path
-from triton_repo.members import overridden_config
+from triton_repo.members import placed_config
 from triton_repo.record import (
     RECORD_FILENAME,
     DeploymentRecord,
@@ -254,9 +254,7 @@ def _edited(config: ModelConfig | None, recorded: DeploymentRecord | None) -> Mo
     """The config.pbtxt on disk, where it is not the one we put there."""
     if config is None or recorded is None or recorded.main is None:
         return config
-    main = recorded.main
-    brought = ModelConfig.parse(main.brought_config)
-    ours = overridden_config(brought, main.overrides, main.models)
+    ours = placed_config(recorded.main)
     pinned = ours.pinned(config.pinned_versions) if config.pinned_versions else ours
     return None if config.data in (ours.data, pinned.data) else config
 

@@ -12,6 +12,7 @@ import zipfile
 from typing import TYPE_CHECKING, Any
 
 from triton_repo.errors import TritonRepoError
+from triton_repo.flavors.xgboost_file import is_of_xgboost
 from triton_repo.joining import Joining
 
 if TYPE_CHECKING:
@@ -87,8 +88,7 @@ def _other_class(artifact: ModelArtifact, loader: str) -> str:
     """What the library's flavor loads, where that is not the library's own; else empty."""
     if loader == "mlflow.xgboost":
         model_class = str(artifact.flavors.get("xgboost", {}).get("model_class") or "")
-        is_own = not model_class or model_class.startswith("xgboost.")
-        return "" if is_own else model_class
+        return "" if is_of_xgboost(model_class) else model_class
     if loader == "mlflow.tensorflow":
         model_type = str(artifact.flavors.get("tensorflow", {}).get("model_type") or "")
         return "" if model_type == "keras" else f"a TensorFlow {model_type or 'module'}"

@@ -20,7 +20,7 @@ from triton_repo.errors import ArtifactError
 from triton_repo.flavors._features import Features, features_of, width_of
 from triton_repo.flavors._files import one_file_entry
 from triton_repo.flavors.lightgbm_file import LightgbmFile
-from triton_repo.flavors.xgboost_file import read_boosting
+from triton_repo.flavors.xgboost_file import is_of_xgboost, read_boosting
 from triton_repo.joining import JOIN_PARAMETER, Joining
 from triton_repo.tensors import TensorSpec
 
@@ -156,11 +156,10 @@ def _xgboost(artifact: ModelArtifact) -> _Forest:
             f"{path.name} is in no format that Triton's FIL backend reads; log the model with "
             'model_format="ubj", or deploy it with --flavor python_function'
         )
-    module, _, model_class = str(settings.get("model_class", "")).rpartition(".")
-    # a class of somebody else's may answer anything
-    is_its_own = module.partition(".")[0] in ("", "xgboost")
-    _refuse_what_fil_predicts_otherwise(path, is_booster=model_class in _XGBOOST_BOOSTERS)
-    is_label = _XGBOOST_CLASSES.get(model_class) if is_its_own else None
+    model_class = str(settings.get("model_class") or "")
+    name = model_class.rpartition(".")[2]
+    _refuse_what_fil_predicts_otherwise(path, is_booster=name in _XGBOOST_BOOSTERS)
+    is_label = _XGBOOST_CLASSES.get(name) if is_of_xgboost(model_class) else None
     return _Forest(
         path,
         *_XGBOOST_FORMATS[path.suffix],

@@ -20,7 +20,7 @@ from triton_repo.errors import ArtifactError, ConfigError
 from triton_repo.tensors import TensorSpec, datatype_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     import onnx  # noqa: TID251 - this is the door
@@ -124,19 +124,13 @@ class OnnxGraph:
         often lost. Any other name, such as `seq` or `nodes`, may be of an axis whose places depend
         on each other.
         """
-        given, answered = (
-            {"" if _NO_NAME.fullmatch(name) else name for name in names}
-            for names in (
-                {tensor.first_dim_name for tensor in tensors}
-                for tensors in (self.inputs, self.outputs)
-            )
-        )
-        told = (given | answered) - {""}
+        input_names, output_names = map(_first_dim_names, (self.inputs, self.outputs))
+        names = (input_names | output_names) - {""}
         return (
             self.has_variable_first_dimension
-            and len(given) == 1
-            and len(told) <= 1
-            and all(_BATCH_NAME.fullmatch(name) for name in told)
+            and len(input_names) == 1
+            and len(names) <= 1
+            and all(_BATCH_NAME.fullmatch(name) for name in names)
         )
 
     @property
@@ -166,6 +160,12 @@ class GraphTensor:
     def spec(self, shape: tuple[int, ...]) -> TensorSpec:
         """The same tensor as a TensorSpec of the given shape."""
         return TensorSpec(self.name, self.datatype, shape)
+
+
+def _first_dim_names(tensors: Iterable[GraphTensor]) -> set[str]:
+    """What the first dimensions are called; an empty string for those that have no name."""
+    names = {tensor.first_dim_name for tensor in tensors}
+    return {"" if _NO_NAME.fullmatch(name) else name for name in names}
 
 
 def read_graph(path: Path) -> OnnxGraph:

@@ -20,7 +20,7 @@ from triton_repo.errors import ArtifactError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Boosting", "read_boosting"]
+__all__ = ["Boosting", "is_of_xgboost", "read_boosting"]
 
 #: Names of columns can make it long; nothing of real models comes near.
 _HEAD_BYTES = 8 * 1024 * 1024
@@ -58,6 +58,11 @@ class Boosting:
     def is_cut(self) -> bool:
         """Whether XGBoost's scikit-learn estimators leave out the last rounds when they predict."""
         return self.best is not None and self.best < self.rounds
+
+
+def is_of_xgboost(model_class: str) -> bool:
+    """Whether MLmodel's `model_class` is XGBoost's own; another one may answer anything."""
+    return not model_class or model_class.startswith("xgboost.")
 
 
 def read_boosting(path: Path) -> Boosting:

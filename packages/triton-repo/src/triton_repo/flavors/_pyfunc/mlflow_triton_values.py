@@ -368,10 +368,11 @@ def _numbers(value: Any, dtype: type[np.generic], name: str) -> NDArray[Any]:
     array = _array_of(value, name)
     if array.dtype == object and array.ndim:  # cells that hold arrays, or missing values
         array = _stacked(array, name)
-    if array.dtype == object or (array is not value and _may_be_rounded(array)):
+    had_one_type = isinstance(getattr(value, "dtype", None), np.dtype)
+    if array.dtype == object or (not had_one_type and _may_be_rounded(array)):
         cells = _cells_of(value, name)
-        numbers = [_number_of(each, np.dtype(dtype), name) for each in cells.reshape(-1)]
-        return np.array(numbers, dtype=dtype).reshape(cells.shape)
+        as_numbers = [_number_of(each, np.dtype(dtype), name) for each in cells.reshape(-1)]
+        return np.array(as_numbers, dtype=dtype).reshape(cells.shape)
     if array.dtype == dtype:
         return np.ascontiguousarray(array)
     if not _survives(array, dtype):
@@ -400,7 +401,7 @@ def _stacked(array: NDArray[Any], name: str) -> NDArray[Any]:
 
 
 def _may_be_rounded(array: NDArray[Any]) -> bool:
-    """Whether numpy may have made floats of integers that are none, as it does beside floats."""
+    """Whether an array may hold integers that numpy rounded, as it does beside floats."""
     return array.dtype.kind == "f" and bool((np.abs(array) >= _EXACT).any())
 
 
@@ -410,7 +411,7 @@ def _number_of(value: Any, wanted: np.dtype[Any], name: str) -> Any:
     Raises:
         ValueError: it is none, or has no such form.
     """
-    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+    if _is_missing(value):
         if wanted.kind == "f":
             return np.nan
         raise ValueError(
@@ -513,6 +514,11 @@ def _cells_of(value: Any, name: str) -> NDArray[Any]:
     return np.stack(cells)
 
 
+def _is_missing(value: Any) -> bool:
+    """Whether a value is None, or what pandas has for a value that is missing; NaN is a number."""
+    return value is None or type(value).__name__ in ("NAType", "NaTType")
+
+
 def _missing(name: str) -> ValueError:
     return ValueError(f"{name} of the model's answer has a missing value, where text belongs")
 
@@ -536,14 +542,13 @@ def _bytes_of(value: Any, name: str, kind: str) -> bytes:
         ValueError: it is of another type.
     """
     is_nan = isinstance(value, (float, np.floating)) and bool(np.isnan(value))
-    if value is None or is_nan or type(value).__name__ in ("NAType", "NaTType"):
+    is_nat = isinstance(value, np.datetime64) and bool(np.isnat(value))
+    if is_nan or is_nat or _is_missing(value):
         raise _missing(name)
     if isinstance(value, str) and kind in ("string", "datetime", ""):
         return value.encode()
     if isinstance(value, (bytes, bytearray)) and kind in ("binary", ""):
         return bytes(value)
-    if isinstance(value, np.datetime64) and np.isnat(value):
-        raise _missing(name)
     if isinstance(value, np.datetime64) and kind in ("datetime", ""):
         return str(np.datetime_as_string(value)).encode()
     if isinstance(value, dt.date) and kind in ("datetime", ""):
@@ -585,7 +590,7 @@ def _plain(value: Any) -> object:
     """
     if isinstance(value, (bytes, bytearray)):
         return base64.b64encode(value).decode("ascii")
-    if type(value).__name__ in ("NAType", "NaTType"):
+    if _is_missing(value):
         return None
     kind = getattr(getattr(value, "dtype", None), "kind", "")
     if kind == "m" or isinstance(value, dt.timedelta):
