@@ -14,6 +14,11 @@ from mlflow.exceptions import MlflowException
 from mlflow_triton_plugin.local import LocalTriton
 from mlflow_triton_plugin.server import TritonServers
 
+from .crashes import (  # noqa: F401 - two are pytest's hooks
+    name_reruns,
+    pytest_report_teststatus,
+    pytest_runtest_protocol,
+)
 from .faults.points import are_all_walked
 from .groups import Pipelines
 from .servers import kill
@@ -104,8 +109,8 @@ def name(client: TritonDeploymentClient) -> Iterator[str]:
 def may_have_members(client: TritonDeploymentClient, name: str) -> bool:
     """Whether a deployment's state is unknown, or it is one of several models.
 
-    Triton 2.51 has been seen to die of a SIGSEGV while ensembles and members come and go: their
-    unloads are waited for.
+    Their unloads are waited for: the next test's commands would meet them in Triton's graph of
+    ensembles.
     """
     try:
         return bool(client.get_deployment(name).get("members"))
@@ -177,10 +182,11 @@ def error_of(raised: pytest.ExceptionInfo[Any]) -> tuple[str, str]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many points `faults/` had, and what was measured there.
+    """Say which tests ran again, how many points `faults/` had, and what was measured there.
 
     Here, and by way of the reports, since those who run the tests may be other processes.
     """
+    name_reruns(terminalreporter)
     passed = terminalreporter.stats.get("passed", [])
     noted = [each for report in passed for each in getattr(report, "user_properties", [])]
     points: dict[str, dict[str, int]] = {}

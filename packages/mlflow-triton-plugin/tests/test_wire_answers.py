@@ -19,7 +19,7 @@ from mlflow.deployments import get_deploy_client
 from mlflow.exceptions import MlflowException
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from mlflow_triton_plugin.errors import ModelLoadError, TritonServerError
+from mlflow_triton_plugin.errors import ModelLoadError, ModelNotReadyError, TritonServerError
 from mlflow_triton_plugin.server import TritonServers
 from mlflow_triton_plugin.settings import Settings
 from mlflow_triton_plugin.testing.pki import CertificateAuthority
@@ -48,6 +48,7 @@ class Service(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mi
         self.index: list[dict[str, str]] = []
         self.datatype = "FP32"
         self.refusals: list[str] = []
+        self.overtaken = 0
         self.loads = 0
 
     def ModelMetadata(self, *_: object) -> Any:  # noqa: N802
@@ -67,6 +68,9 @@ class Service(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mi
         return service_pb2.RepositoryModelLoadResponse()
 
     def RepositoryIndex(self, *_: object) -> Any:  # noqa: N802
+        if self.loads and self.loads <= self.overtaken:
+            gone = {"name": "m", "version": "1", "state": "UNAVAILABLE", "reason": "unloaded"}
+            return service_pb2.RepositoryIndexResponse(models=[gone])
         return service_pb2.RepositoryIndexResponse(models=self.index)
 
 
@@ -168,6 +172,16 @@ def test_a_load_that_did_not_get_to_the_store_is_tried_once_more(
         with nullcontext() if refusals < loads else pytest.raises(ModelLoadError):
             servers.load("m", config=None, versions=[1], timeout_s=5)
         assert service.loads == loads
+
+
+def test_a_load_that_another_one_undid_is_done_once_more(service: Service) -> None:
+    servers = TritonServers.open(Settings.read("triton").endpoints, timeout_s=5)
+    service.index = [{"name": "m", "version": "1", "state": "READY"}]
+    for service.overtaken in (1, 2):
+        service.loads = 0
+        with nullcontext() if service.overtaken == 1 else pytest.raises(ModelNotReadyError):
+            servers.load("m", config=None, versions=[1], timeout_s=5)
+        assert service.loads == 2
 
 
 def test_a_version_that_is_no_number_is_told(service: Service) -> None:
@@ -333,7 +347,7 @@ def http_server(status: int, body: bytes, headers: dict[str, str]) -> Iterator[s
             """Nothing is logged."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}"

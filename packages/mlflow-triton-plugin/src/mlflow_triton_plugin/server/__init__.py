@@ -295,7 +295,13 @@ class TritonServers:
 
         def load(server: TritonServer) -> list[ModelState]:
             _load(server, model, config, timeout_s)
-            return _check_ready(server, model, versions)
+            states = _states_of(server, model)
+            if _were_overtaken(states, versions):
+                _logger.warning("another load at %s undid that of %s", server.endpoint, model)
+                _load(server, model, config, timeout_s)
+                states = _states_of(server, model)
+            _require_ready(server, model, versions, states)
+            return states
 
         return [state for states in self._each(load) for state in states]
 
@@ -482,17 +488,35 @@ def _load(server: TritonServer, model: str, config: str | None, timeout_s: float
         server.load(model, config, timeout_s)
 
 
-def _check_ready(server: TritonServer, model: str, versions: Sequence[int]) -> list[ModelState]:
-    """The states of a model that was just loaded.
+def _were_overtaken(states: Iterable[ModelState], versions: Sequence[int]) -> bool:
+    """Whether a load that had begun before took away what was just loaded.
+
+    Triton 2.51 loads ensembles anew with each load of another model, as they were when that load
+    began.
+    """
+    wanted = {str(version) for version in versions}
+    return any(
+        state.version in wanted and (state.state, state.reason) == ("UNAVAILABLE", "unloaded")
+        for state in states
+    )
+
+
+def _states_of(server: TritonServer, model: str) -> list[ModelState]:
+    return [state for state in _index(server) if state.name == model and state.version]
+
+
+def _require_ready(
+    server: TritonServer, model: str, versions: Sequence[int], states: Iterable[ModelState]
+) -> None:
+    """Make sure of a model that was just loaded.
 
     Raises:
         ModelNotReadyError: a wanted version is not READY, or none is.
     """
-    states = [state for state in _index(server) if state.name == model and state.version]
     ready = {state.version for state in states if state.state == "READY"}
     missing = [version for version in versions if str(version) not in ready]
     if ready and not missing:
-        return states
+        return
     named = {str(version) for version in missing}
     seen = next((each for each in states if each.version in named), ModelState(model))
     what = f"version {', '.join(sorted(named))}" if named else "any version"

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["INTERNAL_ERROR", "SLOW_DOWN", "Fault", "FaultyProxy", "Refusal", "Request"]
 
+#: How soon a proxy that is left notices it.
+_POLL_S = 0.01
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -104,7 +107,7 @@ class FaultyProxy:
             scheme = "https"
             self._server.socket = self.tls.wrap_socket(self._server.socket, server_side=True)
         self.url = f"{scheme}://127.0.0.1:{self._server.server_address[1]}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(_POLL_S,), daemon=True).start()
         return self
 
     def __exit__(
