@@ -4,7 +4,7 @@
 connection to the tracking database is there yet. Every child writes a JSON line for each command
 as it ends, into a file of its own, so that a killed child's lines are not lost. With `kill_every_s`
 a child is killed that often and another one takes its place, and at the end all of them are killed
-at once, whatever they are at; the kills are in `kills.jsonl`.
+at once, one of them in the midst of a change; the kills are in `kills.jsonl`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -28,13 +30,15 @@ from mlflow.exceptions import MlflowException
 import mlflow_triton_plugin.server._grpc  # noqa: F401 - no channel is made yet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 #: The commands, and how often each is chosen.
 COMMANDS = {"create": 4, "update": 6, "delete": 2, "get": 2, "list": 1, "predict": 4}
 #: The longest pause between two commands of a child. Without any, those that are kept out take the
 #: processors from the one that works: 2 cores did 26 changes a minute so, and 254 with it.
 PAUSE_S = 0.4
+#: A process that is told to stop has done so by then.
+_STOPS_WITHIN_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -175,8 +179,20 @@ def _kill_now_and_then(
         _kill(children[at], kills)
         children[at] = fork_child(settings, forked, float("inf"))
         forked += 1
-    for pid in children:  # all of them stop here, before the first one is waited for
-        os.kill(pid, signal.SIGSTOP)
+    _stop_all(settings, children)
+
+
+def _stop_all(settings: Settings, children: list[int]) -> None:
+    """Stop all at once, at a moment at which one is in the midst of a change."""
+    while True:
+        for pid in children:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(_STOPS_WITHIN_S)
+        if _holders(settings.names) & {*children}:
+            return
+        for pid in children:
+            os.kill(pid, signal.SIGCONT)
+        time.sleep(_STOPS_WITHIN_S)
 
 
 def _kill(pid: int, kills: IO[str]) -> bool:
@@ -190,17 +206,20 @@ def _kill(pid: int, kills: IO[str]) -> bool:
 
 def _working(settings: Settings, children: list[int], chooser: random.Random) -> int:
     """The place of a child that is in the midst of a change, else of any."""
+    holders = _holders(settings.names)
+    working = [at for at, pid in enumerate(children) if pid in holders]
+    return chooser.choice(working or range(len(children)))
+
+
+def _holders(names: Iterable[str]) -> set[int]:
+    """The processes that are in the midst of a change."""
     repository = Path(os.environ["TRITON_MODEL_REPO"])
-    names = chooser.sample(settings.names, len(settings.names))
+    found = set()
     for lock in [repository / f".{name}.mlflow-triton.lock" for name in names]:
-        try:
-            holder = str(json.loads(lock.read_bytes())["holder"])
-        except (OSError, ValueError):
-            continue
-        for at, pid in enumerate(children):
-            if holder.endswith(f"(process {pid})"):
-                return at
-    return chooser.randrange(len(children))
+        with suppress(OSError, ValueError):  # it comes and goes
+            holder = re.search(r"\(process (\d+)\)$", json.loads(lock.read_bytes())["holder"])
+            found |= {int(holder[1])} if holder else set()
+    return found
 
 
 if __name__ == "__main__":
