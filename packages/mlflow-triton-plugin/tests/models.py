@@ -47,7 +47,7 @@ def log_onnx(model: onnx.ModelProto, *, registered: str | None = None, **options
 
 def log_pyfunc(model: Any, **options: Any) -> Any:
     """The same of a `PythonModel`, with `mlflow.pyfunc.log_model`."""
-    options = {"pip_requirements": [f"mlflow=={mlflow.__version__}"], **options}
+    options = {"pip_requirements": [f"mlflow-skinny=={mlflow.__version__}"], **options}
     return log_model(mlflow.pyfunc, python_model=model, **options)
 
 

@@ -75,7 +75,10 @@ def test_a_version_is_the_shim_and_the_model_as_it_was_logged(tmp_path: Path) ->
     assert entry.flavor == "python_function"
     assert list(entry.versions) == [7]
     files = {str(file.path): file.source for file in entry.versions[7].files}
-    shim = {"model.py", "mlflow_triton_values.py"}
+    shim = {
+        *("model.py", "mlflow_triton_channel.py"),
+        *("mlflow_triton_worker.py", "mlflow_triton_values.py"),
+    }
     assert set(files) == shim | {"mlflow/MLmodel", "mlflow/data/model.pkl"}
     assert "class TritonPythonModel" in files["model.py"].read_text()
     assert files["mlflow/data/model.pkl"] == tmp_path / "data" / "model.pkl"

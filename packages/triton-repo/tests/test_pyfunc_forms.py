@@ -21,7 +21,7 @@ from mlflow.types.agent import ChatAgentMessage, ChatAgentResponse
 from mlflow.types.llm import ChatChoice, ChatCompletionResponse, ChatMessage
 from mlflow.types.schema import Array
 
-from .shim import Placed, load_shim, request_of
+from .shim import Placed, answered, load_worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,15 +34,15 @@ COLUMN = FRAME.to_numpy()
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    """Save a `PythonModel`; as the backend has it, and as MLflow has it in process."""
-    shim = load_shim(monkeypatch)
+    """Save a `PythonModel`; as the worker has it, and as MLflow has it in process."""
+    worker = load_worker(monkeypatch)
 
     def save_and_place(model: Any, signature: ModelSignature | None = None) -> tuple[Placed, Any]:
         root = tmp_path / "model"
         mlflow.pyfunc.save_model(
             root, python_model=model, signature=signature, pip_requirements=["mlflow-skinny"]
         )
-        return Placed(shim, root, tmp_path / "placed"), mlflow.pyfunc.load_model(str(root))
+        return Placed(worker, root), mlflow.pyfunc.load_model(str(root))
 
     return save_and_place
 
@@ -343,10 +343,10 @@ def test_a_chat_is_asked_once_for_each_request(place: Place, tmp_path: Path) -> 
     path.unlink(missing_ok=True)
     texts = [f"text {number}" for number in range(60)]
     requests = [
-        request_of(messages=as_bytes([json.dumps([{"role": "user", "content": each}])]))
+        placed.request(messages=as_bytes([json.dumps([{"role": "user", "content": each}])]))
         for each in texts
     ]
     for together in (requests[:1], requests[1:13], requests[13:]):
         for response in placed.predict_all(*together):
-            assert json.loads(response.answered[0])["messages"][0]["content"] == "ok"
+            assert json.loads(answered(response)[0])["messages"][0]["content"] == "ok"
     assert path.read_text().splitlines() == texts

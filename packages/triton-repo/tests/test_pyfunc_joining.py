@@ -1,13 +1,11 @@
-"""What `model.py` does with requests that come together: each caller's rows are its own.
-
-The backend's own module is made up, so that it is certain which requests come together.
-"""
+"""What the worker does with requests that come together: each caller's rows are its own."""
 
 from __future__ import annotations
 
 import datetime as dt
 import json
 import random
+import sys
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -19,7 +17,7 @@ import pytest
 from mlflow.models import ModelSignature, infer_signature
 from mlflow.types import ColSpec, Schema
 
-from .shim import Request, Response, Tensor, load_shim
+from .shim import answered, arrays_of, load_worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,7 +45,8 @@ TENSORS = infer_signature({"a": np.zeros((1, 1))}, {"y": np.zeros(1)})
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Make the Python backend's model of an answer: `served(function, word)`."""
-    modules = load_shim(monkeypatch)
+    worker = load_worker(monkeypatch)
+    values = worker._beside("mlflow_triton_values")
 
     def make(
         answer: Callable[[Any], Any],
@@ -58,8 +57,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         dims: tuple[str, ...] = ("1",),
         names: tuple[str, ...] = ("y",),
     ) -> Any:
-        values = modules["mlflow_triton_values"]
-        made: Any = modules["model"].TritonPythonModel()
+        made: Any = object.__new__(worker.Model)
         made._model, made._streams, made._batched = Model(answer), None, True
         made._inputs = signature.inputs.input_names()
         made._given = values.Given(made._inputs, signature, from_hints=False)
@@ -68,14 +66,15 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         ]
         made._wanted = values.Wanted(outputs, signature, batched=True, as_json=as_json)
         made._joins = word in ("true", "asked")
-        made._trials = None if word == "true" else modules["model"]._Trials()
+        made._trials = None if word == "true" else worker._Trials()
         return made
 
     return make
 
 
-def request(*values: float) -> Request:
-    return Request([Tensor("a", np.array(values, dtype=np.float64).reshape(-1, 1))])
+def request(*values: float) -> Any:
+    arrays = {"a": np.array(values, dtype=np.float64).reshape(-1, 1)}
+    return sys.modules["mlflow_triton_worker"].Request(arrays)
 
 
 def exploded(given: Any) -> list[float]:
@@ -111,14 +110,14 @@ def test_nobody_gets_a_row_of_somebody_else(
         responses = model.execute([request(*table) for table in tables])
         for table, response in zip(tables, responses, strict=True):
             own = np.asarray(answer({"a": np.array(table)})).reshape(-1).tolist()
-            foreign += response.answered != own
+            foreign += answered(response) != own
     assert foreign == 0
 
 
 def test_rows_are_answered_together_where_that_is_known(served: Callable[..., Any]) -> None:
     model = served(lambda frame: (frame["a"] * 2).to_numpy(), "true")
     responses = model.execute([request(1, 2), request(3), request(4, 5, 6)])
-    assert [each.answered for each in responses] == [[2, 4], [6], [8, 10, 12]]
+    assert [answered(each) for each in responses] == [[2, 4], [6], [8, 10, 12]]
     assert model._model.given == [6]
 
 
@@ -126,7 +125,7 @@ def test_a_users_word_is_tried_before_it_is_taken(served: Callable[..., Any]) ->
     model = served(lambda frame: (frame["a"] * 2).to_numpy(), "asked")
     for _ in range(5):
         responses = model.execute([request(1, 2), request(3)])
-        assert [each.answered for each in responses] == [[2, 4], [6]]
+        assert [answered(each) for each in responses] == [[2, 4], [6]]
     assert model._model.given == [2, 1, 3] * 3 + [3] * 2
 
 
@@ -137,7 +136,7 @@ def test_what_was_tried_once_is_tried_again(served: Callable[..., Any]) -> None:
         model.execute([request(1), request(3)])
     model._model.given.clear()
     responses = model.execute([request(1), request(2, 3, 4)])
-    assert [each.answered for each in responses] == [[2], [4, 6, 8]]
+    assert [answered(each) for each in responses] == [[2], [4, 6, 8]]
     assert model._model.given == [1, 3, 4]
     model._model.given.clear()
     for _ in range(100):
@@ -157,7 +156,7 @@ def test_small_answers_are_compared_as_closely_as_large_ones(
 
     model = served(shares, "asked", TENSORS)
     responses = model.execute([request(1), request(3)])
-    assert [each.answered for each in responses] == [[scale], [scale]]
+    assert [answered(each) for each in responses] == [[scale], [scale]]
     assert not model._joins
 
 
@@ -176,19 +175,19 @@ def test_an_array_for_each_target_is_not_split_by_rows(
     dims = ("1",) if as_json else ("2", "2")
     model = served(probabilities, "true", signature, output, as_json, dims)
     together = model.execute([request(0.25), request(0.5)])
-    assert [len(each) for each in together[0].arrays.values()] == [2]
+    assert [len(each) for each in arrays_of(together[0]).values()] == [2]
     alone = model.execute([request(0.25)]) + model.execute([request(0.5)])
     for one, other in zip(together, alone, strict=True):
-        assert one.answered == other.answered
+        assert answered(one) == answered(other)
     assert not model._joins
 
 
 def test_one_answer_with_other_rows_ends_joining(served: Callable[..., Any]) -> None:
     """It was asked alone, so that this says what it may do to others."""
     model = served(exploded, "true")
-    assert model.execute([request(1, 1), request(1)])[1].answered == [1]
-    assert model.execute([request(2)])[0].answered == [2, 2]
-    assert [each.answered for each in model.execute([request(2), request(0)])] == [[2, 2], []]
+    assert answered(model.execute([request(1, 1), request(1)])[1]) == [1]
+    assert answered(model.execute([request(2)])[0]) == [2, 2]
+    assert [answered(each) for each in model.execute([request(2), request(0)])] == [[2, 2], []]
 
 
 def test_rows_with_labels_of_their_own_are_not_split_by_their_number(
@@ -201,7 +200,7 @@ def test_rows_with_labels_of_their_own_are_not_split_by_their_number(
 
     model = served(other_order, "true")
     responses = model.execute([request(1), request(2)])
-    assert [each.answered for each in responses] == [[1], [2]]
+    assert [answered(each) for each in responses] == [[1], [2]]
 
 
 def test_one_that_raises_is_found_one_by_one(served: Callable[..., Any]) -> None:
@@ -212,10 +211,10 @@ def test_one_that_raises_is_found_one_by_one(served: Callable[..., Any]) -> None
 
     model = served(picky, "true")
     one, two, three = model.execute([request(1), request(-1), request(3)])
-    assert (one.answered, three.answered) == ([1], [3])
+    assert (answered(one), answered(three)) == ([1], [3])
     assert two.error == "ValueError: negative"
     assert len(model._model.given) == 4
-    assert model.execute([request(1), request(3)])[0].answered == [1]
+    assert answered(model.execute([request(1), request(3)])[0]) == [1]
     assert len(model._model.given) == 5  # and it is joined again
 
 
@@ -262,12 +261,12 @@ def test_only_text_is_text(served: Callable[..., Any], answer: Any, words: str) 
 )
 def test_text_is_utf8_to_its_last_nul(served: Callable[..., Any], answer: Any, wanted: Any) -> None:
     model = served(lambda _: answer, "false", TEXTS, "TYPE_STRING")
-    assert model.execute([request(1, 2)])[0].answered == wanted
+    assert answered(model.execute([request(1, 2)])[0]) == wanted
 
 
 def test_bytes_keep_their_nuls_and_text_is_not_taken_for_bytes(served: Callable[..., Any]) -> None:
     model = served(lambda _: [b"a\0", b"\xff"], "false", BYTES, "TYPE_STRING")
-    assert model.execute([request(1, 2)])[0].answered == [b"a\0", b"\xff"]
+    assert answered(model.execute([request(1, 2)])[0]) == [b"a\0", b"\xff"]
     model = served(lambda _: ["a", "b"], "false", BYTES, "TYPE_STRING")
     assert "holds str, and its signature has binary" in model.execute([request(1, 2)])[0].error
 
@@ -287,11 +286,10 @@ def test_a_date_that_is_missing_is_refused(served: Callable[..., Any], answer: A
     assert "y of the model's answer has a missing value" in model.execute([request(1, 2)])[0].error
 
 
-def answers_in_json(served: Callable[..., Any], answer: Any) -> Response:
+def answers_in_json(served: Callable[..., Any], answer: Any) -> Any:
     model = served(lambda _: answer, "false", UNKNOWN, "TYPE_STRING", ("predictions",))
     (response,) = model.execute([request(1, 2)])
-    found: Response = response
-    return found
+    return response
 
 
 @pytest.mark.parametrize(
@@ -317,7 +315,7 @@ def answers_in_json(served: Callable[..., Any], answer: Any) -> Response:
 def test_json_has_what_the_model_said(
     served: Callable[..., Any], answer: Any, wanted: list[Any]
 ) -> None:
-    assert [json.loads(text) for text in answers_in_json(served, answer).answered] == wanted
+    assert [json.loads(text) for text in answered(answers_in_json(served, answer))] == wanted
 
 
 @pytest.mark.parametrize(
@@ -350,7 +348,7 @@ def test_integers_never_wrap_around(served: Callable[..., Any], answer: Any) -> 
     model = served(lambda _: answer, "false", signature, "TYPE_INT32")
     assert "and its signature has int32" in model.execute([request(1)])[0].error
     model = served(lambda _: np.array([-7], np.int64), "false", signature, "TYPE_INT32")
-    assert model.execute([request(1)])[0].answered == [-7]
+    assert answered(model.execute([request(1)])[0]) == [-7]
 
 
 def test_an_integer_that_the_float_does_not_have_is_refused(served: Callable[..., Any]) -> None:
@@ -407,7 +405,7 @@ def test_numbers_among_objects_are_what_they_were(
     served: Callable[..., Any], answer: Any, output: str, wanted: list[Any]
 ) -> None:
     model = served(lambda _: answer, "false", NUMBERS, output)
-    (array,) = model.execute([request(1, 2)])[0].arrays.values()
+    (array,) = arrays_of(model.execute([request(1, 2)])[0]).values()
     np.testing.assert_array_equal(array.reshape(-1), wanted)
 
 
@@ -416,11 +414,10 @@ def test_numbers_among_objects_are_what_they_were(
 TWO = infer_signature({"a": np.zeros((1, 1))}, {"y": np.zeros(1), "z": np.zeros(1)})
 
 
-def answers_two(served: Callable[..., Any], answer: Any) -> Response:
+def answers_two(served: Callable[..., Any], answer: Any) -> Any:
     model = served(lambda _: answer, "false", TWO, names=("y", "z"))
     (response,) = model.execute([request(1, 2)])
-    found: Response = response
-    return found
+    return response
 
 
 @pytest.mark.parametrize(
@@ -437,7 +434,7 @@ def answers_two(served: Callable[..., Any], answer: Any) -> Response:
     ],
 )
 def test_each_output_has_its_column(served: Callable[..., Any], answer: Any) -> None:
-    arrays = answers_two(served, answer).arrays
+    arrays = arrays_of(answers_two(served, answer))
     assert {name: array.reshape(-1).tolist() for name, array in arrays.items()} == {
         "y": [1, 3],
         "z": [2, 4],

@@ -210,14 +210,14 @@ def config_file(value: Any, setting: str) -> str:
 
 
 def environment(value: Any, setting: str) -> Any:
-    """`pack`, `default`, or an archive on this machine."""
-    if value in ("pack", "default"):
+    """`auto`, `pack`, `default`, or an archive on this machine."""
+    if value in ("auto", "pack", "default"):
         return value
     if isinstance(value, (str, Path)) and str(value) and Path(value).is_file():
         return Path(value).absolute()
     raise SettingsError(
-        f"{setting} is {shown(value)}, and no such file is there; use pack, default, or an archive "
-        "that conda-pack or venv-pack made",
+        f"{setting} is {shown(value)}, and no such file is there; use auto, pack, default, or an "
+        "archive that conda-pack or venv-pack made",
         setting=setting,
     )
 

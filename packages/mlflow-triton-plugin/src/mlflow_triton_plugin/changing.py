@@ -11,7 +11,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from mlflow_triton_plugin.describe import ready_versions
-from mlflow_triton_plugin.errors import ModelLoadError, ServerUnavailableError, TritonServerError
+from mlflow_triton_plugin.errors import (
+    ModelLoadError,
+    ModelRestartingError,
+    ServerUnavailableError,
+    TritonServerError,
+)
 from mlflow_triton_plugin.liveness import dead_versions
 from mlflow_triton_plugin.progress import copying
 from triton_repo.errors import LockedError, StoreError, StoreUnavailableError, TritonRepoError
@@ -200,13 +205,14 @@ class Changer:
         place.remove()
 
     def _dead(self, place: ModelPlace) -> list[ModelState]:
-        """Versions whose processes died; none where no record says that they can be asked."""
+        """Versions whose processes died for good; none where no record says whom to ask."""
         try:
             record = place.record()
         except TritonRepoError:
             return []
         states = self.servers.states(place.name)
-        return dead_versions(self.servers, [(place.name, record)], states)
+        dead = dead_versions(self.servers, [(place.name, record)], states)
+        return [each for each, told in dead.items() if not isinstance(told, ModelRestartingError)]
 
     def recover(self, place: ModelPlace, timeout_s: float, *, keep_sent: bool = False) -> str:
         """Finish or undo an interrupted change that is no delete, on disk and on the servers.

@@ -11,6 +11,7 @@ TritonServerError                                .endpoint .status .model
 ├ ModelUnknownError
 └ RequestRefusedError                            .reason: Triton's own words
   └ ModelProcessDiedError
+    └ ModelRestartingError
 SettingsError (ValueError)                       .setting
 DownloadError
 ```
@@ -26,6 +27,7 @@ __all__ = [
     "ModelLoadError",
     "ModelNotReadyError",
     "ModelProcessDiedError",
+    "ModelRestartingError",
     "ModelUnknownError",
     "RequestRefusedError",
     "ServerAccessError",
@@ -110,6 +112,10 @@ class RequestRefusedError(TritonServerError):
 
 class ModelProcessDiedError(RequestRefusedError):
     """The process in which the Python backend runs the model has died; Triton calls it READY."""
+
+
+class ModelRestartingError(ModelProcessDiedError):
+    """The worker of a `python_function` has died, and another one is being started."""
 
 
 class ModelNotReadyError(TritonServerError, TimeoutError):

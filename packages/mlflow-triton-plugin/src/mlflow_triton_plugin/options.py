@@ -84,7 +84,7 @@ class Options:
     validate_tolerance: float = 1e-3
     max_files: int = Limits.files
     max_size_bytes: int = Limits.size_bytes
-    env: Literal["pack", "default"] | Path | None = None
+    env: Literal["auto", "pack", "default"] | Path | None = None
     env_python: str = ""
     load_timeout_s: float = 600.0
     lock_timeout_s: float = 0.0
@@ -301,10 +301,12 @@ OPTIONS: dict[str, _Option] = {
         "env",
         environment,
         ("create", "update", "run-local"),
-        "for models of the Python backend, python_function among them: the packages that it runs "
-        "with, beside the model. pack: what its requirements.txt names, packed once a machine; or "
-        "the path of a tar.gz that conda-pack or venv-pack made. An update keeps it, and packs "
-        "anew for other requirements; default: the server's own again",
+        "the packages that a model of the Python backend runs with. auto, the default: a "
+        "python_function on an embedded server of this machine that lacks what its "
+        "requirements.txt names has an environment of its own, made once in the cache. pack: what "
+        "requirements.txt names, packed beside the model; or the path of a tar.gz that conda-pack "
+        "or venv-pack made; an update keeps these, and packs anew for other requirements. "
+        "default: the server's own",
     ),
     "env_python": _Option(
         "env_python",

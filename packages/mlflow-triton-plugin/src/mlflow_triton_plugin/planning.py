@@ -21,7 +21,7 @@ from mlflow_triton_plugin.choice import (
     uri_of,
     warn_of_own_names,
 )
-from mlflow_triton_plugin.environments import environment_for
+from mlflow_triton_plugin.environments import bring_back, environment_for
 from mlflow_triton_plugin.fetch import fetched, resolve
 from mlflow_triton_plugin.golden import read_example
 from mlflow_triton_plugin.options import DEFAULT_KEEP_VERSIONS
@@ -41,7 +41,7 @@ from triton_repo.placement import PlaceState
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from mlflow_triton_plugin.environments import Environment
+    from mlflow_triton_plugin.environments import Environment, OwnEnvironment
     from mlflow_triton_plugin.fetch import RemoteArtifacts, ResolvedModel
     from mlflow_triton_plugin.golden import GoldenExample
     from mlflow_triton_plugin.options import Options
@@ -75,7 +75,7 @@ class Planned:
     change: Change
     members: tuple[MemberChange, ...] = ()
     example: GoldenExample | None = None
-    environment: Environment | None = None
+    environment: Environment | OwnEnvironment | None = None
     falls_back: bool = False
 
 
@@ -135,7 +135,10 @@ class Planner:
             together = _version_there(place, base, options) or served_together(base)
         set_anew = options.tries_apart or options.sets_anew
         if model_uri is None and together is not None and not set_anew:
-            yield _chosen(place, base, together, options)
+            chosen = _chosen(place, base, together, options)
+            if self.packs:
+                bring_back(place, base, chosen.change.serving)
+            yield chosen
             return
         model = resolve(model_uri or uri_of(place, base))
         kept = None if set_anew else kept_version(base, model)
@@ -148,6 +151,8 @@ class Planner:
             change = _returned(base, kept, model.source, options)
             members = plan_return_of_members(place, base, change.serving)
             if members is not None:
+                if self.packs:
+                    bring_back(place, base, change.serving)
                 yield _planned(place, change, members)
                 return
         with self._fetching(place, base, model, flavor, options) as planned:
@@ -277,7 +282,7 @@ class Planner:
             flavor,
             before=before,
             # an environment is for the Python backend
-            native=self.native and options.env in (None, "default"),
+            native=self.native and options.env in (None, "auto", "default"),
             config=NO_CONFIG.overridden({WHOLE_CONFIG: given}) if given else None,
         )
         converted = convert(

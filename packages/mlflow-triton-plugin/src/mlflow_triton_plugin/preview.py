@@ -192,8 +192,13 @@ def _copies(plan: dict[str, Any]) -> Iterator[str]:
         yield f"+ {name}/{path} ({human_size(size_bytes)})"
     for path, size_bytes in plan["files_apart"].items():
         yield f"= {name}/{path} ({human_size(size_bytes)}) is copied apart, for the time being"
+    packages = ", ".join(environment["packages"]) if environment is not None else ""
+    if environment is not None and environment.get("differs"):
+        yield (
+            f"= the server's Python lacks {', '.join(environment['differs'])}; an environment with "
+            f"Python {environment['python']} ({environment['state']}): {packages}"
+        )
     if environment is not None and environment["state"] == "to be packed":
-        packages = ", ".join(environment["packages"])
         yield (
             f"+ {name}/{environment['file']}, to be packed for Python {environment['python']}: "
             f"{packages}"

@@ -44,8 +44,8 @@ def serve_until_interrupted(
             repository,
             grpc_port=options.grpc_port,
             http_port=options.http_port,
-            # what is packed need not be installed
-            packages=_packages(model_uri, flavor) if options.env in (None, "default") else (),
+            # unless it is asked for, the model has an environment of its own
+            packages=_packages(model_uri, flavor) if options.env == "default" else (),
         ) as triton,
     ):
         endpoint = Endpoint.parse(triton.grpc_url, setting="the local server's address")

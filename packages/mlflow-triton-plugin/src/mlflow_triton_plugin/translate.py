@@ -48,6 +48,7 @@ ERROR_CODES: tuple[tuple[type[Exception], int], ...] = (
     (ours.ModelUnknownError, codes.RESOURCE_DOES_NOT_EXIST),
     (ours.ModelLoadError, codes.INVALID_PARAMETER_VALUE),
     (ours.GoldenCheckError, codes.INVALID_PARAMETER_VALUE),
+    (ours.ModelRestartingError, codes.TEMPORARILY_UNAVAILABLE),
     (ours.ModelProcessDiedError, codes.INVALID_STATE),
     (ours.RequestRefusedError, codes.BAD_REQUEST),
     (ours.TritonServerError, codes.INTERNAL_ERROR),

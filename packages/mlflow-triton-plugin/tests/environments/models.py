@@ -19,6 +19,18 @@ class Underscored(PythonModel):
         return [inflection.underscore(each) + self._suffix for each in model_input["x"]]
 
 
+class Versions(PythonModel):
+    """Answers which numpy and pandas it runs with."""
+
+    def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        import inflection  # noqa: PLC0415 - only the server has it
+        import numpy as np  # noqa: PLC0415 - goes by value
+        import pandas as pd  # noqa: PLC0415 - the same
+
+        words = f"{np.__version__} {pd.__version__}"
+        return [f"{words} {inflection.underscore(each)}" for each in model_input["x"]]
+
+
 #: The same for Triton's Python backend; SUFFIX is replaced.
 SOURCE = textwrap.dedent("""
     import inflection

@@ -61,7 +61,8 @@ def test_without_one_it_is_refused_with_every_way_out(
 ) -> None:
     uri = logged_pyfunc(INFLECTION)
     message = refused(
-        lambda: client.create_deployment("lacking", uri), "INVALID_PARAMETER_VALUE", INFLECTION
+        lambda: client.create_deployment("lacking", uri, config={"env": "default"}),
+        *("INVALID_PARAMETER_VALUE", INFLECTION),
     )
     assert "-C env=pack" in message
     assert "triton-local --for-model" in message
@@ -198,7 +199,9 @@ def test_what_cannot_be_installed_is_one_line_and_changes_nothing(
     """
     real = _installers._commands
     monkeypatch.setattr(
-        _installers, "_commands", lambda folder, uv: itertools.islice(real(folder, uv), 1)
+        _installers,
+        "_commands",
+        lambda folder, uv, **links: itertools.islice(real(folder, uv, **links), 1),
     )
     missing = "roman==4.99"
     name = deployed(logged(INFLECTION), PACK)
@@ -439,7 +442,7 @@ def test_a_server_says_its_python_over_http_too(
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"env": "packed"}, "use pack, default, or an archive"),
+        ({"env": "packed"}, "use auto, pack, default, or an archive"),
         ({"env": 3}, "-C env is 3"),
         ({"env": "pack", "env_python": "312"}, "a minor version belongs there, such as 3.12"),
         ({"env": "pack", "parameters.EXECUTION_ENV_PATH": "/env.tar.gz"}, "give one"),

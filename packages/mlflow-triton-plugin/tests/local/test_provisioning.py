@@ -223,7 +223,7 @@ def test_without_uv_and_pip_one_line_says_what_to_install(
     from mlflow_triton_plugin.local import _installers  # noqa: PLC0415
 
     monkeypatch.setattr(provisioning, "find_uv", lambda: None)
-    monkeypatch.setattr(_installers, "_commands", lambda *_: iter(()))
+    monkeypatch.setattr(_installers, "_commands", lambda *_, **__: iter(()))
     with pytest.raises(ProvisioningError, match="neither uv nor pip") as caught:
         _make(tmp_path, requirements)
     assert "\n" not in str(caught.value)

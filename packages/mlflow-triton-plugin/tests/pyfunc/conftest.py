@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mlflow_triton_plugin.plugin import TritonDeploymentClient
 
 REQUIREMENTS = [
-    f"mlflow=={mlflow.__version__}",
+    f"mlflow-skinny=={mlflow.__version__}",
     f"scikit-learn=={version('scikit-learn')}",
     "skops",
 ]

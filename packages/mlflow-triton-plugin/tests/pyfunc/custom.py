@@ -283,6 +283,14 @@ _WAYS: dict[str, BaseException] = {
 }
 
 
+class Shouting(PythonModel):
+    """Prints."""
+
+    def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        print("a line of the model")  # noqa: T201 - what it is for
+        return model_input["x"]
+
+
 class Dying(PythonModel):
     """Ends its process when a value is negative."""
 

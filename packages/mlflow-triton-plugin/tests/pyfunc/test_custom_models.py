@@ -254,7 +254,7 @@ def test_what_the_server_lacks_is_listed_and_nothing_changes(
     with pytest.raises(
         MlflowException, match=r"lacks .*: no-such-package==1\.2, nor-this"
     ) as raised:
-        pyfunc_client.create_deployment("needy", info.model_uri)
+        pyfunc_client.create_deployment("needy", info.model_uri, config={"env": "default"})
     assert "pip install 'no-such-package==1.2'" in str(raised.value)
     assert "--for-model" in str(raised.value)
     assert not (pyfunc_repository / "needy").exists()

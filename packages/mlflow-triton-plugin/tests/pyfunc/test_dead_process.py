@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import tritonclient.grpc
 from mlflow.deployments import get_deploy_client
@@ -17,6 +18,7 @@ from mlflow_triton_plugin.local import LocalTriton
 from ..models import log_pyfunc, python_directory, python_source  # noqa: TID252 - tests have no name to be imported by
 from ..refusals import refused  # noqa: TID252
 from . import custom
+from .processes import stubs_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,13 +27,22 @@ if TYPE_CHECKING:
 
     from .conftest import Deploy
 
-ALIVE, DEADLY = (pd.DataFrame({"x": [value]}) for value in (1.0, -1.0))
+ALIVE = pd.DataFrame({"x": [1.0]})
 SIGNATURE = infer_signature(ALIVE, ALIVE["x"])
 
 
-def kill(client: TritonDeploymentClient, name: str) -> str:
-    """Have the model end its process; the message of the request that did."""
-    return refused(lambda: client.predict(name, DEADLY), "INVALID_STATE", name, "process died")
+def kill(triton: LocalTriton, client: TritonDeploymentClient, name: str) -> str:
+    """Kill the process in which Triton has the model; what the next request is told."""
+    for stub in stubs_of(triton, name):
+        workers = stub.children()
+        stub.kill()
+        _, left = psutil.wait_procs(workers, timeout=10)
+        assert left == []
+    return told(client, name)
+
+
+def told(client: TritonDeploymentClient, name: str) -> str:
+    return refused(lambda: client.predict(name, ALIVE), "INVALID_STATE", name, "process died")
 
 
 def answer(client: TritonDeploymentClient, name: str) -> float:
@@ -41,13 +52,15 @@ def answer(client: TritonDeploymentClient, name: str) -> float:
 
 @pytest.fixture(scope="module")
 def deadly(deploy: Deploy) -> tuple[str, str]:
-    return deploy(custom.Dying(), signature=SIGNATURE)
+    return deploy(custom.Echo(), signature=SIGNATURE)
 
 
 @pytest.fixture
-def dead(deadly: tuple[str, str], pyfunc_client: TritonDeploymentClient) -> str:
+def dead(
+    deadly: tuple[str, str], pyfunc_client: TritonDeploymentClient, pyfunc_triton: LocalTriton
+) -> str:
     """A deployment whose process has died."""
-    kill(pyfunc_client, deadly[0])
+    kill(pyfunc_triton, pyfunc_client, deadly[0])
     return deadly[0]
 
 
@@ -64,7 +77,7 @@ def test_get_and_list_do_not_call_it_ready(
 def test_predict_names_the_command_that_starts_the_process_again(
     pyfunc_client: TritonDeploymentClient, dead: str
 ) -> None:
-    message = kill(pyfunc_client, dead)
+    message = told(pyfunc_client, dead)
     assert f"mlflow deployments update -t triton --name {dead}" in message
     pyfunc_client.update_deployment(dead)
     assert answer(pyfunc_client, dead) == 1.0
@@ -91,17 +104,20 @@ def test_looking_does_not_ask_the_model_and_counts_as_no_failure(
 
 
 def test_delete_does_not_wait_for_it_and_its_name_is_free(
-    pyfunc_client: TritonDeploymentClient, pyfunc_repository: Path, deadly: tuple[str, str]
+    pyfunc_client: TritonDeploymentClient,
+    pyfunc_triton: LocalTriton,
+    pyfunc_repository: Path,
+    deadly: tuple[str, str],
 ) -> None:
     """And an update serves another model in its place, which is deleted as any."""
     name = f"m{uuid.uuid4().hex[:12]}"
     pyfunc_client.create_deployment(name, deadly[1])
-    kill(pyfunc_client, name)
+    kill(pyfunc_triton, pyfunc_client, name)
     pyfunc_client.delete_deployment(name, config={"load_timeout": 20})
     assert not (pyfunc_repository / name).exists()
     pyfunc_client.create_deployment(name, deadly[1])
     assert answer(pyfunc_client, name) == 1.0
-    kill(pyfunc_client, name)
+    kill(pyfunc_triton, pyfunc_client, name)
     other = log_pyfunc(custom.Echo(), signature=SIGNATURE).model_uri
     updated = pyfunc_client.update_deployment(name, other, config={"load_timeout": 60})
     assert updated["state"] == "READY"

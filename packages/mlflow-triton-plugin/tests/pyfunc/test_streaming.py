@@ -219,7 +219,7 @@ def test_a_cancelled_request_ends_the_generator(telling: tuple[str, str], tmp_pa
         found: Queue[Any] = Queue()
         raw = triton_grpc.InferenceServerClient(server.grpc_url.removeprefix("grpc://"))
         tensor = triton_grpc.InferInput("prompt", [1, 1], "BYTES")
-        tensor.set_data_from_numpy(np.array([["first " * 50]], dtype=object))
+        tensor.set_data_from_numpy(np.array([["first " * 50_000]], dtype=object))
         raw.start_stream(lambda result, error: found.put((result, error)))
         params = {"mlflow_params": json.dumps({"gate": str(gate)})}
         raw.async_stream_infer("told", [tensor], parameters=params)
@@ -228,7 +228,8 @@ def test_a_cancelled_request_ends_the_generator(telling: tuple[str, str], tmp_pa
         threading.Event().wait(0.5)  # nothing says when Triton knows
         gate.touch()
         wait_until((tmp_path / "gate.end").exists)
-        assert int((tmp_path / "gate.end").read_text()) < 50
+        # the model's process learns of it with the next piece, and may have made some more by then
+        assert int((tmp_path / "gate.end").read_text()) < 25_000
 
 
 def test_an_error_in_the_midst_comes_after_the_pieces_before_it(

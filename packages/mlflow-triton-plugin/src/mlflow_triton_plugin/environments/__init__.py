@@ -11,6 +11,12 @@ machine), so that whoever has the same requirements finds it: the versions of a 
 repository, the deployments of a machine in its cache.
 """
 
-from mlflow_triton_plugin.environments.choosing import ENV_PARAMETER, Environment, environment_for
+from mlflow_triton_plugin.environments.choosing import (
+    ENV_PARAMETER,
+    Environment,
+    OwnEnvironment,
+    bring_back,
+    environment_for,
+)
 
-__all__ = ["ENV_PARAMETER", "Environment", "environment_for"]
+__all__ = ["ENV_PARAMETER", "Environment", "OwnEnvironment", "bring_back", "environment_for"]

@@ -4,35 +4,81 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from mlflow_triton_plugin.errors import SettingsError
 from triton_repo.entry import EntryFile, Tree
-from triton_repo.errors import MissingModelFileError
+from triton_repo.errors import MissingModelFileError, TritonRepoError
+from triton_repo.flavors import ANY_MODEL
+from triton_repo.flavors.pyfunc import ENVIRONMENT_FILE
 from triton_repo.text import as_line
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from mlflow_triton_plugin.options import Options
     from mlflow_triton_plugin.server import TritonServers
     from triton_repo.artifact import ModelArtifact
     from triton_repo.entry import RepositoryEntry
+    from triton_repo.placement import ModelPlace
     from triton_repo.stock import Stock
 
-__all__ = ["ENV_PARAMETER", "Environment", "environment_for"]
+__all__ = ["ENV_PARAMETER", "Environment", "OwnEnvironment", "bring_back", "environment_for"]
 
 _logger = logging.getLogger(__name__)
 
 #: The path in `triton_repo.overrides`.
 ENV_PARAMETER = "parameters.EXECUTION_ENV_PATH"
+_PARAMETER = ENV_PARAMETER.partition(".")[2]
 _ANCHOR = "$$TRITON_MODEL_DIRECTORY/"
 #: What `Recipe.name` gives, and what a file of the user's is called.
 _PACKED = re.compile(r"env-py(3)(\d+)-[0-9a-f]{12}\.tar\.gz")
 _GIVEN = re.compile(r"env-file-[0-9a-f]{12}\.tar\.gz")
 _DIGITS = 12
+_PYTHON_OF_HERE = f"{sys.version_info[0]}.{sys.version_info[1]}"
+
+
+@dataclass(frozen=True)
+class OwnEnvironment:
+    """An environment on this machine, which the model's worker uses in place.
+
+    Attributes:
+        source: the file that names it; another one where it is yet to be made.
+        state: `made before`, `made now` or `to be made`.
+        python: its minor version.
+        packages: what it is made of.
+        differs: what the server's own Python has not, or not so.
+    """
+
+    source: Path
+    state: str
+    python: str
+    packages: tuple[str, ...]
+    differs: tuple[str, ...]
+
+    def beside(self, entry: RepositoryEntry) -> RepositoryEntry:
+        """The entry with the file in each version."""
+        size_bytes = self.source.stat().st_size
+        path = PurePosixPath(ENVIRONMENT_FILE)
+        file = EntryFile(path, self.source, size_bytes, is_derived=True)
+        versions = {
+            number: replace(tree, files=(*tree.files, file))
+            for number, tree in entry.versions.items()
+        }
+        return replace(entry, versions=versions)
+
+    def described(self) -> dict[str, Any]:
+        """For a plan: JSON."""
+        return {
+            "folder": "" if self.state == "to be made" else str(self.source.parent),
+            "state": self.state,
+            "python": self.python,
+            "packages": [as_line(each) for each in self.packages],
+            "differs": [as_line(each) for each in self.differs],
+        }
 
 
 @dataclass(frozen=True)
@@ -89,7 +135,7 @@ def environment_for(
     options: Options,
     servers: TritonServers,
     packs: bool,
-) -> tuple[Environment | None, dict[str, str]]:
+) -> tuple[Environment | OwnEnvironment | None, dict[str, str]]:
     """The environment of a planned deployment.
 
     Args:
@@ -112,10 +158,13 @@ def environment_for(
     recorded = overrides.get(ENV_PARAMETER, "").removeprefix(_ANCHOR)
     others = {path: text for path, text in overrides.items() if path != ENV_PARAMETER}
     was_packed, was_given = _PACKED.fullmatch(recorded), _GIVEN.fullmatch(recorded)
-    wanted = options.env or ("pack" if was_packed else recorded if was_given else "default")
+    wanted = options.env or ("pack" if was_packed else recorded if was_given else "auto")
     if options.env_python and wanted != "pack":
         raise _without_pack()
-    if wanted == "default":
+    is_free = options.env == "auto" or not (recorded or _names_an_archive(entry))
+    if wanted == "auto" and entry.flavor == ANY_MODEL and is_free:
+        return _own(artifact, servers, packs=packs), others
+    if wanted in ("auto", "default"):
         kept = overrides if options.env is None else others
         return None, dict(kept)
     backend = entry.config.backend if entry.config is not None else ""
@@ -139,12 +188,73 @@ def environment_for(
     return found, others | found.override
 
 
+def bring_back(place: ModelPlace, base: Stock, versions: Iterable[int]) -> None:
+    """Make the environments of versions on disk again that somebody has removed."""
+    named = [
+        f"{place.name}/{version}/{ENVIRONMENT_FILE}"
+        for version in versions
+        if version in base.versions and ENVIRONMENT_FILE in base.versions[version].files
+    ]
+    if not named:
+        return
+    from mlflow_triton_plugin.environments.own import made_again  # noqa: PLC0415 - rare
+    from mlflow_triton_plugin.local import ProvisioningError  # noqa: PLC0415 - the same
+
+    for key in named:
+        try:
+            made_again(place.store.read(key))
+        except (ProvisioningError, TritonRepoError) as exc:  # the load will tell
+            _logger.warning("%s", exc)
+
+
 def _without_pack() -> SettingsError:
     return SettingsError(
         "-C env_python says which Python an environment is packed for, and none is packed here; "
         "add -C env=pack, or leave it out",
         setting="-C env_python",
     )
+
+
+def _own(artifact: ModelArtifact, servers: TritonServers, *, packs: bool) -> OwnEnvironment | None:
+    """An environment on this machine; None where the servers are elsewhere, or have it all."""
+    # imported here: most of it is for packages, which takes half a second
+    from mlflow_triton_plugin.environments.own import made, made_before  # noqa: PLC0415
+    from mlflow_triton_plugin.environments.recipe import own_recipe_of  # noqa: PLC0415
+    from mlflow_triton_plugin.environments.target import lacking_here  # noqa: PLC0415
+    from mlflow_triton_plugin.local import (  # noqa: PLC0415
+        ProvisioningError,
+        model_packages,
+        read_requirements,
+    )
+
+    listed = artifact.find("requirements.txt")
+    if listed is None:
+        return None
+    try:
+        requirements = read_requirements(listed)
+        model_packages(requirements)
+    except ProvisioningError as exc:
+        _logger.warning("%s; the server's own Python runs the model", exc)
+        return None
+    logged = str(artifact.flavors["python_function"].get("python_version") or "")
+    python = ".".join(logged.split(".")[:2])
+    differs = lacking_here(servers, requirements, python)
+    if not differs:
+        return None
+    recipe = own_recipe_of(requirements, python or _PYTHON_OF_HERE)
+    source = made_before(recipe)
+    state = "made before"
+    if source is None and packs:
+        source, state = made(recipe), "made now"
+    elif source is None:
+        # what is planned is not copied; with this file, no version on disk is the same
+        source, state = listed, "to be made"
+    return OwnEnvironment(source, state, recipe.python, recipe.packages, tuple(differs))
+
+
+def _names_an_archive(entry: RepositoryEntry) -> bool:
+    """Whether config.pbtxt of the model's own has an environment for Triton's stub."""
+    return entry.config is not None and _PARAMETER in entry.config.parameters
 
 
 def _given(archive: Path, base: Stock | None) -> Environment:

@@ -29,7 +29,7 @@ from mlflow_triton_plugin.local.provisioning import (
 from triton_repo.text import as_line, human_size
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
     from typing import Protocol
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
         def __call__(self, requirements: Sequence[str], *, pretends: bool = False) -> None: ...
 
 
-__all__ = ["packed", "packed_before"]
+__all__ = ["ensured", "flushed", "packed", "packed_before"]
 
 _ARCHIVE = "environment.tar.gz"
 _MARKER = "environment.json"
@@ -60,17 +60,39 @@ def packed(recipe: Recipe, progress: Progress | None = None) -> Path:
     folder = _folder(recipe)
     progress = progress or Progress()
     make = partial(_make, recipe=recipe, folder=folder, progress=progress)
+    ensured(recipe.name, folder, make, _is_complete, progress)
+    return folder / _ARCHIVE
+
+
+def ensured(
+    name: str,
+    folder: Path,
+    make: Callable[[Path], None],
+    is_complete: Callable[[Path], bool],
+    progress: Progress,
+) -> None:
+    """Have a folder of the cache made, unless it is there.
+
+    Args:
+        name: how messages call it.
+        folder: where it is to be.
+        make: see `ensure_directory`, as the next.
+        is_complete: see there.
+        progress: see there.
+
+    Raises:
+        ProvisioningError: it could not be made; nothing of it is left.
+    """
     try:
-        ensure_directory(folder, make=make, is_complete=_is_complete, progress=progress)
+        ensure_directory(folder, make=make, is_complete=is_complete, progress=progress)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         what = "the disk is full" if full else str(error)
         raise ProvisioningError(
-            f"{recipe.name} cannot be packed in {folder.parent}: {what}; make room, or set "
+            f"{name} cannot be made in {folder.parent}: {what}; make room, or set "
             f"{CACHE_VARIABLE} to a folder that has it",
             path=folder,
         ) from error
-    return folder / _ARCHIVE
 
 
 def _folder(recipe: Recipe) -> Path:
@@ -112,8 +134,7 @@ def _make(staging: Path, *, recipe: Recipe, folder: Path, progress: Progress) ->
         "sha256": digest_of(archive),
     }
     (staging / _MARKER).write_text(json.dumps(marker, indent=1), "utf-8")
-    for path in (archive, staging / _MARKER, staging):
-        _flush(path)  # before it gets its name: after a power cut that would stand for nothing
+    flushed(archive, staging / _MARKER, staging)
     progress.say(f"Packed {recipe.name}: {human_size(archive.stat().st_size)}")
 
 
@@ -151,12 +172,14 @@ def _is_for_numpy(recipe: Recipe, add: _Install) -> bool:
     return recipe.own_pins != recipe.pins and not can_be(recipe.pins) and can_be(recipe.own_pins)
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def flushed(*paths: Path) -> None:
+    """Have what was written last through a power cut, before it gets its name."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _installer(recipe: Recipe, root: Path, folder: Path) -> _Install:

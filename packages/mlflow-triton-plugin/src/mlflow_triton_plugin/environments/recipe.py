@@ -6,6 +6,7 @@ import hashlib
 import platform
 import sys
 from dataclasses import dataclass
+from importlib.metadata import distributions
 from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
@@ -15,11 +16,12 @@ from packaging.version import InvalidVersion, Version
 from mlflow_triton_plugin.local import model_packages
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from mlflow_triton_plugin.environments.target import ServerPython
 
-__all__ = ["Recipe", "recipe_of"]
+__all__ = ["Recipe", "lacking", "own_recipe_of", "recipe_of"]
 
 #: How archives are made; another number, other archives.
 _LAYOUT = "layout 2"
@@ -56,6 +58,11 @@ class Recipe:
         return f"env-py{self.python.replace('.', '')}-{digest}"
 
     @property
+    def own_name(self) -> str:
+        """The same for an environment that a model's worker uses in place, on this machine."""
+        return self.name.replace("env", "own", 1)
+
+    @property
     def own_pins(self) -> tuple[str, ...]:
         """Without what is for the server's sake."""
         return tuple(each for each in self.pins if each != _NUMPY_1)
@@ -82,6 +89,60 @@ def recipe_of(requirements: Sequence[str], python: ServerPython) -> Recipe:
         packages=tuple(packages),
         pins=_numpy(wanted, takes_numpy_2=python.takes_numpy_2),
     )
+
+
+def own_recipe_of(requirements: Sequence[str], python: str) -> Recipe:
+    """What a model's requirements come to in a Python of its own: what they say, and no less.
+
+    MLflow is added where they do not name it, and pandas, which mlflow-skinny leaves out.
+
+    Args:
+        requirements: of the model.
+        python: the minor version that it was logged with, `3.11`.
+
+    Raises:
+        ProvisioningError: a line is no requirement.
+    """
+    model_packages(requirements)  # what is no requirement is refused in its words
+    machine = platform.machine()
+    here = _environment(python, machine)
+    wanted = [each for each in map(Requirement, requirements) if _is_for(each, here)]
+    packages = {str(each) for each in wanted}
+    if not _named(wanted, "mlflow"):
+        if not _named(wanted, "mlflow-skinny"):
+            packages.add("mlflow-skinny")
+        if not _named(wanted, "pandas"):
+            packages.add(f"pandas{_pandas_limit(wanted)[0].removeprefix('pandas')}")
+    return Recipe(python=python, machine=machine, packages=tuple(sorted(packages)), pins=())
+
+
+def lacking(requirements: Sequence[str], site_packages: Path, python: str) -> list[str]:
+    """What an installed environment has not, at versions that satisfy what is said.
+
+    Args:
+        requirements: of the model.
+        site_packages: what the Python can import.
+        python: its minor version.
+    """
+    here = _environment(python, platform.machine())
+    installed: dict[str, str] = {
+        canonicalize_name(each.metadata["Name"]): each.version
+        for each in distributions(path=[str(site_packages)])
+    }
+    wanted = [each for each in map(Requirement, requirements) if _is_for(each, here)]
+    names = {canonicalize_name(each.name) for each in wanted}
+    if not names & {*_MLFLOW}:
+        wanted.append(Requirement("mlflow-skinny"))
+    if "mlflow" not in names:
+        wanted.append(Requirement("pandas"))
+    return [str(each) for each in wanted if not _is_satisfied(each, installed)]
+
+
+def _is_satisfied(requirement: Requirement, installed: Mapping[str, str]) -> bool:
+    version = installed.get(canonicalize_name(requirement.name))
+    if version is None or requirement.url:
+        return False
+    return requirement.specifier.contains(version, prereleases=True)
 
 
 def _environment(python: str, machine: str) -> dict[str, str]:

@@ -10,14 +10,23 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mlflow_triton_plugin.errors import SettingsError
+from mlflow_triton_plugin.environments.recipe import lacking
+from mlflow_triton_plugin.errors import SettingsError, TritonServerError
+from mlflow_triton_plugin.local._here import mark_of_here
+from mlflow_triton_plugin.local.provisioning import cache_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mlflow_triton_plugin.server import ServerFacts, TritonServers
 
-__all__ = ["ServerPython", "python_of"]
+__all__ = ["ServerPython", "lacking_here", "python_of"]
 
 _SAYS = re.compile(r"python(3\.\d{1,2})\b")
+#: What the embedded server says besides: the machine that it is on, and its environment there.
+_IS_HERE = re.compile(
+    r"triton-python(?P<python>3\.\d{1,2})-(?P<mark>\w+)-(?P<name>triton-[\w.]+-\w+)"
+)
 #: From which Triton on NVIDIA's images have which Python: 23.05 came with Ubuntu 22.04 (its
 #: python_backend README), 24.11 with 24.04.
 _OF_IMAGES = (((2, 52), "3.12"), ((2, 34), "3.10"))
@@ -37,6 +46,35 @@ class ServerPython:
 
     version: str
     takes_numpy_2: bool
+
+
+def lacking_here(servers: TritonServers, requirements: Sequence[str], python: str) -> list[str]:
+    """What embedded servers of this machine have not of a model's requirements.
+
+    Args:
+        servers: all that will load it.
+        requirements: of the model.
+        python: the minor version that it was logged with; an empty string where that is not known.
+
+    Returns:
+        Nothing where one server is elsewhere or does not tell, or all have all of it.
+    """
+    try:
+        facts = servers.facts()
+    except TritonServerError:  # it may tell others only
+        return []
+    found = [match for each in facts if (match := _IS_HERE.fullmatch(each.name))]
+    if len(found) < len(facts) or any(each["mark"] != mark_of_here() for each in found):
+        return []
+    lacks: list[str] = []
+    for each in found:
+        lib = cache_folder() / each["name"] / "lib" / f"python{each['python']}"
+        if not lib.is_dir():  # its cache is another one, which its user has a reason for
+            return []
+        if python not in ("", each["python"]):
+            lacks.append(f"python=={python}")
+        lacks += lacking(requirements, lib / "site-packages", each["python"])
+    return list(dict.fromkeys(lacks))
 
 
 def python_of(servers: TritonServers, *, wanted: str = "", recorded: str = "") -> ServerPython:

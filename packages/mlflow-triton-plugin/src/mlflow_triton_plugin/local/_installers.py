@@ -49,7 +49,8 @@ _MISLEADING = (
 _GLIBC = "manylinux_2_31"
 _LONGEST_REASON = 600
 _FULL = f"the disk is full; make room, or set {CACHE_VARIABLE} to a folder that has it"
-_PINNED = ("--no-deps", "--only-binary", ":all:")
+_WHEELS = ("--only-binary", ":all:")
+_PINNED = ("--no-deps", *_WHEELS)
 _PRETENDING = ("--dry-run",)
 
 
@@ -83,6 +84,7 @@ def install(
     root: Path,
     pinned: bool = True,
     pretends: bool = False,
+    is_cache: bool = False,
 ) -> None:
     """Install with the first installer that manages it.
 
@@ -97,14 +99,18 @@ def install(
         root: how messages name the environment.
         pinned: whether these are all there is: nothing that they require is installed.
         pretends: whether it is only found out if they could be.
+        is_cache: whether the environment is one of many in a cache: its files are links to uv's
+            own where they can be, and nothing is built, for that would run the packages' code.
 
     Raises:
         ProvisioningError: none did; the words of each are in it.
     """
     options = (*(_PINNED if pinned else ()), *(_PRETENDING if pretends else ()))
+    if is_cache:
+        options += _WHEELS
     failures = {}
     with _listed(requirements, folder) as file:
-        for command in _commands(folder, uv):
+        for command in _commands(folder, uv, links="hardlink" if is_cache else "copy"):
             failed = _run([*command, *options, "--requirement", file], folder)
             if failed is None:
                 return
@@ -203,12 +209,12 @@ def _not_installed(
     )
 
 
-def _commands(folder: Path, uv: str | None) -> Iterator[list[str]]:
+def _commands(folder: Path, uv: str | None, *, links: str) -> Iterator[list[str]]:
     python = str(folder / "bin" / "python")
     if uv:
-        # copies, not links into uv's cache: whatever damages this environment would damage the
-        # cache too, and come back from it
-        yield [uv, "pip", "install", "--python", python, "--link-mode", "copy"]
+        # the server's own has copies, not links into uv's cache: whatever damages it would damage
+        # the cache too, and come back from it
+        yield [uv, "pip", "install", "--python", python, "--link-mode", links]
     if importlib.util.find_spec("pip"):
         yield [sys.executable, "-m", "pip", "--python", python, "install", "--no-compile"]
     elif _run([python, "-I", "-m", "ensurepip"], folder) is None:

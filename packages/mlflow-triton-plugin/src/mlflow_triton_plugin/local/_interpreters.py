@@ -7,6 +7,7 @@ version's `libpythonX.Y.so.1.0` and then the packages of the environment.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -103,28 +104,42 @@ def find_interpreter(uv: str | None) -> tuple[Interpreter | None, list[str]]:
     return second_best, list(dict.fromkeys(reasons))
 
 
-def find_python(version: str, uv: str | None) -> Interpreter | None:
-    """Find a Python of one minor version to install packages for; uv is not asked to bring one.
+def find_python(version: str, uv: str | None, *, fetches: bool = False) -> Interpreter | None:
+    """Find a Python of one minor version to install packages for, such as 3.11.
 
     Args:
         version: `3.11`.
         uv: its path, or None.
+        fetches: whether uv is asked to bring one where there is none.
     """
-    names = (f"python{version}", "python3")
-    candidates = [sys.executable, *filter(None, map(shutil.which, names))]
-    candidates += [f"/usr/bin/{name}" for name in names]
-    if uv:
-        managed = ["--managed-python", "--no-python-downloads", version]
-        candidates += _lines([uv, "python", "find", *managed])
-    for executable in candidates:
-        found, _ = probe(executable)
+    for executable in _candidates_for(version, uv, fetches=fetches):
+        found, _ = probe(executable, any_version=True)
         if found is not None and found.short_version == version:
             return found
     return None
 
 
-def probe(executable: str | Path) -> tuple[Interpreter | None, str]:
+def _candidates_for(version: str, uv: str | None, *, fetches: bool) -> Iterator[str]:
+    names = (f"python{version}", "python3")
+    yield sys.executable
+    yield from filter(None, map(shutil.which, names))
+    yield from (f"/usr/bin/{name}" for name in names)
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+    yield from (str(path) for path in sorted(pyenv.glob(f"versions/{version}.*/bin/python3")))
+    if uv:
+        find = [uv, "python", "find", "--managed-python", "--no-python-downloads", version]
+        yield from _lines(find)
+        if fetches:
+            _lines([uv, "python", "install", version])
+            yield from _lines(find)
+
+
+def probe(executable: str | Path, *, any_version: bool = False) -> tuple[Interpreter | None, str]:
     """Ask a Python about itself.
+
+    Args:
+        executable: its path.
+        any_version: whether it need not be one that stubs run on.
 
     Returns:
         The interpreter where it can be used at all, and what is wrong with it otherwise.
@@ -136,7 +151,7 @@ def probe(executable: str | Path) -> tuple[Interpreter | None, str]:
     major, minor, micro = answer["version"]
     if answer["implementation"] != "cpython" or not answer["is_64_bit"]:
         return None, "is not a 64-bit CPython"
-    if (major, minor) not in SUPPORTED:
+    if (major, minor) not in SUPPORTED and not any_version:
         return None, f"is {major}.{minor}"
     libpython = Path(answer["libpython"]) if answer["libpython"] else None
     found = Interpreter(Path(executable), (major, minor, micro), libpython)

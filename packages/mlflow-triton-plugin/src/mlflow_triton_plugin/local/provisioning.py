@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING
 
 from platformdirs import user_cache_path
 
+from mlflow_triton_plugin.local._here import mark_of_here
 from mlflow_triton_plugin.local._installers import install, make_venv, write_bytecode
 from mlflow_triton_plugin.local._interpreters import (
     Interpreter,
@@ -100,6 +101,16 @@ class Environment:
     def python(self) -> str:
         """The minor version that its models run in, `3.11`."""
         return _stub_version(self.triton)
+
+    @property
+    def server_id(self) -> str:
+        """What the server calls itself: its models' Python, this machine, and this environment."""
+        return f"triton-python{self.python}-{mark_of_here()}-{self.root.name}"
+
+    @property
+    def site_packages(self) -> Path:
+        """What its Python can import."""
+        return self.root / "lib" / f"python{self.python}" / "site-packages"
 
     @property
     def tritonserver(self) -> Path:

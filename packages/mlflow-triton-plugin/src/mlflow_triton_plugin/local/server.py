@@ -322,8 +322,9 @@ class LocalTriton:
             backends = launcher.environment.backends.relative_to(launcher.environment.root)
             root = _shell_safe(launcher.environment.root, self._folder / "environment")
             command.append(f"--backend-directory={root / backends}")
-            # who packs an environment for its models cannot know their Python otherwise
-            command.append(f"--id=triton-python{launcher.environment.python}")
+            # who makes an environment for its models cannot know their Python otherwise, nor
+            # whether they run on the same machine
+            command.append(f"--id={launcher.environment.server_id}")
         command += self._extra_args
         ours = [prefix, str(_KILL_AFTER_S), str(self._folder)]
         log_path = self._log_file or self._folder / "tritonserver.log"

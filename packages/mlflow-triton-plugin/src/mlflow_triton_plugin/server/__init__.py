@@ -19,7 +19,7 @@ from mlflow_triton_plugin.errors import (
 )
 from mlflow_triton_plugin.security import OPEN, Access
 from mlflow_triton_plugin.server._deadline import Deadline
-from mlflow_triton_plugin.server._liveness import can_be_asked, has_died
+from mlflow_triton_plugin.server._liveness import can_be_asked, death_of
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from mlflow_triton_plugin.errors import ModelProcessDiedError
     from mlflow_triton_plugin.predict import ModelSchema
     from mlflow_triton_plugin.settings import Endpoint
 
@@ -413,8 +414,8 @@ class TritonServers:
                     found.setdefault(state.name, []).append(state)
         return found
 
-    def dead(self, asked: Collection[ModelState]) -> list[ModelState]:
-        """Those whose process died, though Triton calls them READY.
+    def dead(self, asked: Collection[ModelState]) -> dict[ModelState, ModelProcessDiedError]:
+        """Those whose process died, though Triton calls them READY, and what was said of it.
 
         Each is asked on its own server, see `ModelState.endpoint`. A server that has no parameters
         of requests is not asked: to its models the question would be a request.
@@ -425,13 +426,13 @@ class TritonServers:
         places = {server.endpoint: server for server in self._servers}
         wanted = [(places[each.endpoint], each) for each in set(asked) if each.endpoint in places]
         if not wanted:
-            return []
+            return {}
         with ThreadPoolExecutor(min(len(wanted), _PINGS_AT_ONCE)) as pool:
             servers = {server.endpoint: server for server, _ in wanted}
             can_ask = dict(zip(servers, pool.map(can_be_asked, servers.values()), strict=True))
             wanted = [each for each in wanted if can_ask[each[0].endpoint]]
-            died = pool.map(lambda each: has_died(each[0], each[1].name, each[1].version), wanted)
-            return [state for (_, state), dead in zip(wanted, died, strict=True) if dead]
+            died = pool.map(lambda each: death_of(each[0], each[1].name, each[1].version), wanted)
+            return {state: dead for (_, state), dead in zip(wanted, died, strict=True) if dead}
 
     def serve(self, model: str) -> bool:
         """Whether one of them has a version of the model READY."""

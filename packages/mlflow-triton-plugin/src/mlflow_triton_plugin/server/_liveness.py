@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mlflow_triton_plugin.predict import ModelSchema
     from mlflow_triton_plugin.server import TritonServer
 
-__all__ = ["can_be_asked", "has_died"]
+__all__ = ["can_be_asked", "death_of"]
 
 #: Triton 23.07: the Python backend of older releases has no parameters of requests.
 _HAS_PARAMETERS = (2, 36)
@@ -42,8 +42,8 @@ def can_be_asked(server: TritonServer) -> bool:
         return False
 
 
-def has_died(server: TritonServer, model: str, version: str) -> bool:
-    """Whether a version cannot answer because its process died.
+def death_of(server: TritonServer, model: str, version: str) -> ModelProcessDiedError | None:
+    """Why a version cannot answer, where its process died; None where it lives.
 
     The model itself is not asked: its `model.py` answers. A busy process answers late, or not
     within the deadline. That says nothing, and counts as alive, and so does whatever else fails.
@@ -52,11 +52,11 @@ def has_died(server: TritonServer, model: str, version: str) -> bool:
     try:
         schema = server.schema(model, version)
         server.infer(model, version, _row(schema), schema, {PARAMS: PING}, timeout_s=_TIMEOUT_S)
-    except ModelProcessDiedError:
-        return True
+    except ModelProcessDiedError as exc:
+        return exc
     except TritonServerError:
-        return False
-    return False
+        return None
+    return None
 
 
 def _row(schema: ModelSchema) -> Mapping[str, NDArray[Any]]:

@@ -12,6 +12,7 @@ from mlflow_triton_plugin.errors import (
     BackendMissingError,
     ModelLoadError,
     ModelProcessDiedError,
+    ModelRestartingError,
     ModelUnknownError,
     RequestRefusedError,
     ServerAccessError,
@@ -58,6 +59,10 @@ _PROCESS_DIED = re.compile(
     r"(?:in ensemble '[^']*', )?"
     r"(?:Failed to process the request\(s\) for model instance '[^']*', message: )?"
     r"(?:Stub process (?:'[^']*' )?is not healthy|Failed to obtain the health mutex)\.?"
+)
+#: The same of `model.py`, when the worker of an instance has died.
+_RESTARTING = re.compile(
+    r"(?:in ensemble '[^']*', )?the process of this model (?P<how>.*); another one is being started"
 )
 _NO_BACKEND = re.compile(r"unable to find (?:backend library for )?backend '([^']*)'")
 
@@ -136,25 +141,9 @@ def raise_translated(
             status=status,
             model=model,
         ) from cause
-    if what == "infer" and _PROCESS_DIED.fullmatch(words):
-        name = model.partition("/")[0]
-        raise ModelProcessDiedError(
-            f"{model} cannot answer at {endpoint}: its process died ({reason}); "
-            f"`mlflow deployments update -t triton --name {name}` starts it again, and Triton's "
-            "log may say why it died",
-            endpoint=endpoint,
-            status=status,
-            model=model,
-            reason=reason,
-        ) from cause
     if what == "infer":
-        raise RequestRefusedError(
-            f"{model} refused the request: {reason}",
-            endpoint=endpoint,
-            status=status,
-            model=model,
-            reason=reason,
-        ) from cause
+        kind, text = _refused(words, reason, endpoint, model)
+        raise kind(text, endpoint=endpoint, status=status, model=model, reason=reason) from cause
     raise TritonServerError(
         f"{endpoint}: {what} failed: {reason}", endpoint=endpoint, status=status, model=model
     ) from cause
@@ -181,6 +170,26 @@ def as_triton_answers(access: Access, endpoint: str, what: str, model: str = "")
             endpoint=endpoint,
             model=model,
         ) from _cause(exc, access)
+
+
+def _refused(
+    words: str, reason: str, endpoint: str, model: str
+) -> tuple[type[RequestRefusedError], str]:
+    """Which error a request ends in, and what it says."""
+    restarting = _RESTARTING.fullmatch(words)
+    if restarting is not None:
+        return ModelRestartingError, (
+            f"{model} cannot answer at {endpoint}: its process {restarting['how']}; another one is "
+            "being started, so ask again in a moment; Triton's log may say more"
+        )
+    if _PROCESS_DIED.fullmatch(words):
+        name = model.partition("/")[0]
+        return ModelProcessDiedError, (
+            f"{model} cannot answer at {endpoint}: its process died ({reason}); "
+            f"`mlflow deployments update -t triton --name {name}` starts it again, and Triton's "
+            "log may say why it died"
+        )
+    return RequestRefusedError, f"{model} refused the request: {reason}"
 
 
 def _cause(exc: Exception, access: Access) -> Exception | None:

@@ -1,14 +1,18 @@
 """The `python_function` flavor: any MLflow model, in Triton's Python backend.
 
-A version holds MLflow's directory as it was logged, and `model.py`, which loads it there. A model
-that has `predict_stream` is a decoupled one to Triton: it answers in pieces. The config.pbtxt is
-the user's where one can be found, to the byte; otherwise it is made from the model's signature.
+A version holds MLflow's directory as it was logged, `model.py`, which Triton's stub runs, and the
+worker, a process that `model.py` starts and that loads the model. A model that has
+`predict_stream` is a decoupled one to Triton: it answers in pieces. The config.pbtxt is the user's
+where one can be found, to the byte; otherwise it is made from the model's signature.
 
 ```
 <name>/config.pbtxt
-<name>/7/model.py            of this package, see `_pyfunc/model.py`
-<name>/7/mlflow_triton_values.py
-<name>/7/mlflow/MLmodel, …   the model
+<name>/7/model.py                        of this package, see `_pyfunc/model.py`
+<name>/7/mlflow_triton_channel.py        what it and the worker say to each other
+<name>/7/mlflow_triton_worker.py         the worker
+<name>/7/mlflow_triton_values.py         its part that makes tensors of answers
+<name>/7/mlflow_triton_environment.json  names the worker's Python, where it has one of its own
+<name>/7/mlflow/MLmodel, …               the model
 ```
 """
 
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
     from triton_repo.signature import Column
 
 __all__ = [
+    "ENVIRONMENT_FILE",
     "JSON_INPUTS",
     "JSON_LISTS",
     "JSON_OUTPUTS",
@@ -91,10 +96,18 @@ _INPUT, _OUTPUT = "inputs", "predictions"
 _CHATS = ("choices", "messages")
 
 _SHIM = tuple(
-    Path(__file__).with_name("_pyfunc") / name for name in ("model.py", "mlflow_triton_values.py")
+    Path(__file__).with_name("_pyfunc") / name
+    for name in (
+        "model.py",
+        "mlflow_triton_channel.py",
+        "mlflow_triton_worker.py",
+        "mlflow_triton_values.py",
+    )
 )
-#: What every version of this flavor has beside its model.
-SHIM_FILES = tuple(file.name for file in _SHIM)
+#: A file of a version: JSON whose `python` is that of an environment on the server's machine.
+ENVIRONMENT_FILE = "mlflow_triton_environment.json"
+#: What a version has, of this release or an earlier one, whose `model.py` answers PING.
+SHIM_FILES = ("model.py", "mlflow_triton_values.py")
 #: What to log instead of what Triton has no type for.
 _REPLACEMENTS = {
     "datetime64": 'ColSpec("datetime", {name!r})',

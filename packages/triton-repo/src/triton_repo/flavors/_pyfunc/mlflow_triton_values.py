@@ -1,4 +1,4 @@
-# ruff: noqa: INP001 - no part of the package: `model.py` beside it imports it
+# ruff: noqa: INP001 - no part of the package: the worker beside it imports it
 """From Triton's arrays to what `predict` takes, and from what it answers to Triton's arrays.
 
 Rows are looked at all together, by numpy and pandas; only text and JSON are made one by one.
@@ -20,10 +20,9 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import triton_python_backend_utils as pb_utils
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from mlflow.models import ModelSignature
     from numpy.typing import NDArray
@@ -46,6 +45,13 @@ _SPELLINGS = {
 _NUMBERS = {spelling: python for python, spelling in _SPELLINGS.items()}
 #: All integers up to here have a float64 of their own.
 _EXACT = 2**53
+#: numpy's types by the words of config.pbtxt, where they are not numpy's own in upper case.
+_TYPES: dict[str, Any] = {
+    "TYPE_STRING": np.object_,
+    "TYPE_FP16": np.float16,
+    "TYPE_FP32": np.float32,
+    "TYPE_FP64": np.float64,
+}
 _STRING_OR_NUMBER = re.compile(r'"(?:[^"\\]|\\.)*"|NaN|-?Infinity')
 
 # -- what is given ------------------------------------------------------------------------------
@@ -170,7 +176,11 @@ def _from_json(text: str) -> Any:
 
 
 class Wanted:
-    """What a prediction is made into: arrays of the outputs' types and shapes."""
+    """What a prediction is made into: arrays of the outputs' types and shapes.
+
+    Attributes:
+        names: of the outputs.
+    """
 
     def __init__(
         self,
@@ -180,8 +190,8 @@ class Wanted:
         batched: bool,
         as_json: Sequence[str] = (),
     ) -> None:
-        self._names: list[str] = [each["name"] for each in outputs]
-        self._types = [pb_utils.triton_string_to_numpy(each["data_type"]) for each in outputs]
+        self.names: list[str] = [each["name"] for each in outputs]
+        self._types = [_numpy_type(each["data_type"]) for each in outputs]
         self._dims = [[int(dim) for dim in each["dims"]] for each in outputs]
         self._batched = batched
         schema = signature.outputs if signature is not None else None
@@ -192,17 +202,12 @@ class Wanted:
                 not isinstance(kind, np.dtype) and _unnested(kind)[1] == "json" for kind in kinds
             ]
         else:  # config.pbtxt has others than the signature, or that has none
-            self._are_json = [name in as_json or not kinds for name in self._names]
+            self._are_json = [name in as_json or not kinds for name in self.names]
         # what a BYTES output may hold; anything where config.pbtxt has others than the signature
         are_known = len(kinds) == len(outputs)
         self._kinds = [_kind_of(kind) for kind in kinds] if are_known else [""] * len(outputs)
         # where the output's name is not the model's own, a key that is called so is but a key
-        self._is_whole = self._names == list(as_json) and self._names[0] not in known
-
-    def response(self, arrays: Iterable[NDArray[Any]]) -> Any:
-        """Triton's response of what `arrays` gave."""
-        tensors = [pb_utils.Tensor(*each) for each in zip(self._names, arrays, strict=True)]
-        return pb_utils.InferenceResponse(output_tensors=tensors)
+        self._is_whole = self.names == list(as_json) and self.names[0] not in known
 
     def arrays(self, prediction: Any, *, is_piece: bool = False) -> list[NDArray[Any]]:
         """One array an output.
@@ -229,7 +234,7 @@ class Wanted:
 
         scikit-learn answers an array for each target, and as many as there are rows by chance.
         """
-        if len(self._names) > 1 or not isinstance(prediction, (list, tuple, Mapping)):
+        if len(self.names) > 1 or not isinstance(prediction, (list, tuple, Mapping)):
             return True
         if isinstance(prediction, Mapping):
             return not self._is_whole
@@ -241,7 +246,7 @@ class Wanted:
         Raises:
             ValueError: that cannot be told.
         """
-        names = self._names
+        names = self.names
         if _is_frame(prediction):
             return self._of_frame(prediction)
         if isinstance(prediction, Mapping) and (len(names) > 1 or names[0] in prediction):
@@ -268,20 +273,20 @@ class Wanted:
 
     def _of_frame(self, frame: Any) -> list[Any]:
         places = {str(column): place for place, column in enumerate(frame.columns)}
-        if places.keys() >= set(self._names):
-            return [frame.iloc[:, places[name]] for name in self._names]
-        if len(self._names) == 1:
+        if places.keys() >= set(self.names):
+            return [frame.iloc[:, places[name]] for name in self.names]
+        if len(self.names) == 1:
             is_column = len(places) == 1 and not self._are_json[0]
             return [frame.iloc[:, 0] if is_column else frame]
-        if len(places) == len(self._names) and not places.keys() & set(self._names):
+        if len(places) == len(self.names) and not places.keys() & set(self.names):
             return [frame.iloc[:, place] for place in range(len(places))]
         raise ValueError(
             f"the model answers the columns {', '.join(places)}, and its signature has "
-            f"{', '.join(self._names)}"
+            f"{', '.join(self.names)}"
         )
 
     def _array(self, place: int, value: Any, is_piece: bool) -> NDArray[Any]:  # noqa: FBT001
-        dtype, dims, name = self._types[place], self._dims[place], self._names[place]
+        dtype, dims, name = self._types[place], self._dims[place], self.names[place]
         if dtype is not np.object_:
             array = _numbers(value, dtype, name)
         else:
@@ -294,6 +299,10 @@ class Wanted:
         if _is_row(array.shape, dims) and (is_piece or -1 not in dims):
             return array[np.newaxis]
         return array.reshape(len(array) if array.ndim else 1, *dims)
+
+
+def _numpy_type(name: str) -> Any:
+    return _TYPES.get(name) or np.dtype(name[len("TYPE_") :].lower()).type
 
 
 def _is_row(shape: Sequence[int], dims: Sequence[int]) -> bool:

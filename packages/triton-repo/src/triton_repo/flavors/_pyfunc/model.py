@@ -1,123 +1,97 @@
 # ruff: noqa: INP001 - no part of the package: Triton's stub imports it by itself, as `model`
-"""A model of Triton's Python backend: loads the MLflow model beside it, and asks it.
+"""A model of Triton's Python backend: hands requests over to the model's own process, the worker.
 
-Placed by triton-repo as `model.py` of a version whose `mlflow/` is the model. It runs in the
-server's Python, where this project is not installed: it needs MLflow (mlflow-skinny will do),
-pandas, numpy and what the model itself requires.
+Placed by triton-repo as `model.py` of a version whose `mlflow/` is the model. It runs in Triton's
+stub and needs nothing but the stub's own Python (3.8 or newer) and its numpy. The worker,
+`mlflow_triton_worker.py`, has the model. It comes and goes with the stub: it dies when the stub
+does, however that ends. One that dies by itself fails the requests that it had, and is started
+again, with a pause that grows.
 
-Where config.pbtxt has the decoupled transaction policy, requests are answered in pieces: those that
-`predict_stream` of the model gives, as they come. Each request has a thread meanwhile, as it has in
-MLflow's own scoring server. Who wants what `predict` answers says so with the request, and who
-wants no more pieces with another one: not every Triton survives that a request is cancelled.
+What the worker prints is a line of Triton's log with the model's name before it.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
-import re
+import shutil
+import signal
+import socket
+import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
-from importlib import metadata
+import time
+from collections import deque
+from contextlib import suppress
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import triton_python_backend_utils as pb_utils
-from mlflow_triton_values import Given, Wanted
+from mlflow_triton_channel import Channel, Memory, make_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    Arrays = dict[str, NDArray[Any]]
-
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    #: A request's parameters, as JSON, and its tensors; what it is answered: an error, or outputs.
+    _Request = tuple[str, dict[str, NDArray[Any]]]
+    _Answer = tuple[str | None, list[NDArray[Any]]]
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-_MLFLOW = ("mlflow", "mlflow-skinny")
-#: Where MLflow has the classes that people derive theirs from, and those that are asked by a chat.
-_BASES, _CHATS = "mlflow.pyfunc.model", ("ChatModel", "ChatAgent", "ResponsesAgent")
 #: What is wrong with the environment that was packed for this model: its `bin/activate` sets it.
 _UNFIT = "MLFLOW_TRITON_ENVIRONMENT"
-#: A parameter of config.pbtxt: a JSON list of the outputs that have one JSON text a row.
-_JSON_OUTPUTS = "mlflow_json_outputs"
-#: The parameter of a request that chooses between `predict_stream` and `predict`: true, false.
-_STREAM = "mlflow_stream"
-#: The name of a request for pieces, and the parameter of another one that ends it.
-_ID, _END = "mlflow_stream_id", "mlflow_stream_end"
 #: The parameter of a request with the values of MLflow's `params`, and the value that only asks
-#: whether this process lives.
+#: whether the model's process lives.
 _PARAMS, _PING = "mlflow_params", "mlflow-triton-ping"
-#: How many requests of an instance are answered in pieces at the same time: a parameter of
-#: config.pbtxt. Others wait for their turn.
-_STREAMS, _STREAMS_DEFAULT = "mlflow_streams", 32
-#: A parameter of config.pbtxt: whether requests may be answered with one prediction, and why.
-#: `true` where the model is known to answer each row by itself, `asked` where a user says so.
-_JOIN, _KNOWN, _ASKED = "mlflow_join_requests", "true", "asked"
-#: How many batches are asked together and one by one before a user's word is taken for it; and
-#: which later ones are, too: each so many, and those with a number of rows that is new.
-_TRIALS, _AGAIN = 3, 100
-#: How far floating-point answers may differ between the two, beside the largest of them: kernels
-#: depend on the batch's size.
-_CLOSE = 1e-4
+#: Names the Python of an environment that was made for the model, where there is one.
+_ENVIRONMENT = "mlflow_triton_environment.json"
+#: Seconds until a worker that died is started again: at first, and at most. It is the first one
+#: again where it lived for so many times the last one.
+_PAUSE_S, _LONGEST_PAUSE_S, _LIVED_PAUSES = 0.1, 60.0, 20
+#: How long a worker may take to end when it is told to.
+_ENDS_WITHIN_S = 10.0
+#: How long its last words are waited for when it has ended; a child of its may have its stdout.
+_TELLS_WITHIN_S = 1.0
+#: The longest line of a worker's that reaches the log in one piece.
+_LINE_BYTES = 16 * 1024
 
 
 class TritonPythonModel:
     """What the Python backend makes one of for each instance."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the model.
+        """Start the worker, and wait until it has loaded the model.
 
         Args:
             args: `model_config` as JSON, `model_repository` (the deployment's directory, on this
-                machine) and `model_version`.
+                machine), `model_version`, and the instance's kind and device.
 
         Raises:
-            TritonModelException: packages that the model needs are not there; other errors are
-                those of the model.
+            TritonModelException: the model does not load; in the worker's words.
         """
         if _UNFIT in os.environ:
             raise pb_utils.TritonModelException(os.environ[_UNFIT])
-        folder = Path(args["model_repository"], args["model_version"], "mlflow")
-        _refuse_missing(folder / "requirements.txt")
-        _read_what_numpy_2_pickled()
-        from mlflow.pyfunc import load_model  # noqa: PLC0415 - it may be missing
-
         config = json.loads(args["model_config"])
-        self._model: Any = load_model(str(folder))
-        policy = config.get("model_transaction_policy", {})
-        self._streams = _Streams(self, config) if policy.get("decoupled") else None
-        self._batched = config["max_batch_size"] > 0
+        folder = Path(args["model_repository"], args["model_version"])
         self._inputs = [each["name"] for each in config["input"]]
-        self._know(self._model.metadata, config)
-
-    def _know(self, logged: Any, config: dict[str, Any]) -> None:
-        """What the model's MLmodel and its classes say of it."""
-        classes = _classes(self._model)
-        word = _parameter(config, _JOIN).partition(":")[0]
-        # until an answer shows otherwise; a chat that was asked twice might act twice
-        self._joins = self._batched and word in (_KNOWN, _ASKED) and not _is_chat(classes)
-        self._trials = None if word == _KNOWN else _Trials()
-        is_streamable = bool(logged.flavors["python_function"].get("streamable"))
-        self._has_stream = is_streamable and _has_stream(classes)
-        # a function with type hints takes a list
-        from_hints = getattr(logged, "_is_signature_from_type_hint", bool)()
-        self._given = Given(self._inputs, logged.signature, from_hints=from_hints)
-        as_json = json.loads(_parameter(config, _JSON_OUTPUTS) or "[]")
-        outputs = config["output"]
-        self._wanted = Wanted(outputs, logged.signature, batched=self._batched, as_json=as_json)
+        self._outputs = [each["name"] for each in config["output"]]
+        decoupled = config.get("model_transaction_policy", {}).get("decoupled", False)
+        self._streams = _Streams(self) if decoupled else None
+        python, environ = _python(folder)
+        self._worker = _Worker(
+            name=config["name"],
+            command=[*python, str(folder / "mlflow_triton_worker.py")],
+            order={"config": config, "folder": str(folder / "mlflow")},
+            environ={**environ, **_devices(args)},
+            listener=self._streams,
+        )
+        failure = self._worker.start()
+        if failure:
+            raise pb_utils.TritonModelException(failure)
 
     def execute(self, requests: Sequence[Any]) -> list[Any] | None:
-        """Answer requests, each with a prediction of its own.
-
-        Where the model answers each row by itself, requests that differ in nothing but their rows
-        are answered with one prediction.
+        """Have the worker answer requests.
 
         Args:
             requests: what Triton has joined.
@@ -125,229 +99,144 @@ class TritonPythonModel:
         Returns:
             One response a request, in the same order; None where they are sent as they come.
         """
-        if self._streams is None:
-            return self._answers(requests)
-        rest = [request for request in requests if not self._streams.takes(request)]
-        for request, response in zip(rest, self._answers(rest), strict=True):
-            _finish(request.get_response_sender(), response)
-        return None
-
-    def finalize(self) -> None:
-        """End when what is being answered in pieces is at its end."""
         if self._streams is not None:
-            self._streams.close()
-
-    def pieces(self, member: Member) -> Generator[Any]:
-        """The answer to one request, in pieces: a response each.
-
-        Raises:
-            BaseException: the model's own, in the midst of it.
-        """
-        data = self._given.data(member.arrays, member.parameters)
-        params = self._given.params(member.parameters)
-        if self._has_stream:
-            answer = self._model.predict_stream(data, params=params)
-        else:
-            answer = self._model.predict(data, params=params)
-        if not isinstance(answer, Iterator):
-            answer = iter((answer,))
+            self._streams.ask(requests, self._worker)
+            return None
+        responses, asked = self.readable(requests)
+        if not asked:
+            return responses
         try:
-            for piece in answer:
-                yield self._wanted.response(self._wanted.arrays(piece, is_piece=True))
-        finally:
-            if hasattr(answer, "close"):
-                answer.close()
-
-    def _answers(self, requests: Sequence[Any]) -> list[Any]:
-        responses: list[Any] = [None] * len(requests)
-        groups: dict[object, list[Member]] = {}
-        for place, request in enumerate(requests):
-            try:
-                member = self.member(place, request)
-            except BaseException as exc:  # noqa: BLE001 - whatever it is, it is this request's
-                responses[place] = _refusal(exc)
-                continue
-            groups.setdefault(member.key if self._joins else place, []).append(member)
-        for members in groups.values():
-            if len(members) == 1 or not self._answer_together(members, responses):
-                self._answer_each(members, responses)
+            answers = self._worker.ask([each for _, each in asked])
+        except _WorkerDiedError as exc:
+            answers = [refusal(str(exc)) for _ in asked]
+        else:
+            answers = [self.response(error, arrays) for error, arrays in answers]
+        for (place, _), response in zip(asked, answers):  # noqa: B905 - Python 3.8
+            responses[place] = response
         return responses
 
-    def member(self, place: int, request: Any) -> Member:
-        """What a request says, from Triton's own memory.
+    def is_ready(self) -> bool:
+        """Whether there is a worker to answer; Tritons of 26.x ask it."""
+        return not self._worker.problem
 
-        Raises:
-            _PingError: it asks only whether this process lives.
-        """
-        parameters = _parameters(request)
-        if _PING in parameters and json.loads(parameters).get(_PARAMS) == _PING:
-            raise _PingError
-        found = ((name, pb_utils.get_input_tensor_by_name(request, name)) for name in self._inputs)
-        arrays = {name: tensor.as_numpy() for name, tensor in found if tensor is not None}
-        return Member(place, arrays, parameters)
+    def finalize(self) -> None:
+        """End the worker when it has answered what it was asked."""
+        self._worker.close()
 
-    def _answer_together(self, members: list[Member], responses: list[Any]) -> bool:
-        """Answer several requests with one prediction; False where each needs its own.
-
-        The answer is split only where each request's own rows can be told. A number of rows that
-        fits is not enough: a model may answer two rows for one and none for another.
-        """
-        if not self._joins:
-            return False
-        if self._trials is not None and self._trials.are_due(members):
-            self._try_together(members, responses)
-            return True
-        outputs = self._rows_of(members)
-        if outputs is None:
-            return False
-        for member, rows in zip(members, _split(outputs, members), strict=True):
-            responses[member.place] = self._wanted.response(rows)
-        return True
-
-    def _try_together(self, members: list[Member], responses: list[Any]) -> None:
-        """Answer each request by itself, and see whether one prediction gives the same rows."""
-        alone = self._answer_each(members, responses)
-        if not self._joins or any(each is None for each in alone):
-            return
-        outputs = self._rows_of(members)
-        self._joins = outputs is not None and all(
-            _is_same(row, other)
-            for rows, others in zip(_split(outputs, members), alone, strict=True)
-            for row, other in zip(rows, others or (), strict=True)
-        )
-
-    def _rows_of(self, members: list[Member]) -> list[NDArray[Any]] | None:
-        """The outputs for all rows of several requests; None where rows cannot be told apart."""
-        joined = {
-            name: np.concatenate([member.arrays[name] for member in members])
-            for name in members[0].arrays
-        }
-        try:
-            data, answer = self._asked(joined, members[0].parameters)
-            if not _is_of_these_rows(answer, data):
-                return None
-            if not self._wanted.are_rows(answer):
-                self._joins = False
-                return None
-            outputs: list[NDArray[Any]] = self._wanted.arrays(answer)
-        except BaseException:  # noqa: BLE001 - one of them spoils it; which, is found one by one
-            return None
-        total = sum(member.rows for member in members)
-        self._joins = all(len(output) == total for output in outputs)
-        return outputs if self._joins else None
-
-    def _answer_each(
-        self, members: list[Member], responses: list[Any]
-    ) -> list[list[NDArray[Any]] | None]:
-        """Answer each request by itself; what was answered, None where that is an error."""
-        answered: list[list[NDArray[Any]] | None] = []
-        for member in members:
+    def readable(self, requests: Sequence[Any]) -> tuple[list[Any], list[tuple[int, _Request]]]:
+        """What requests say, with their places, and the responses of those that have theirs."""
+        responses: list[Any] = [None] * len(requests)
+        asked = []
+        for place, request in enumerate(requests):
             try:
-                outputs = self._predict(member.arrays, member.parameters)
-                responses[member.place] = self._wanted.response(outputs)
-            except BaseException as exc:  # noqa: BLE001 - sys.exit() must not be the others'
-                responses[member.place] = _refusal(exc)
-                answered.append(None)
-                continue
-            answered.append(outputs)
-            # a model that once answers other rows than it was given may do so at any time
-            self._joins = self._joins and all(len(each) == member.rows for each in outputs)
-        return answered
+                # servers before 23.07 have no parameters of requests
+                parameters = getattr(request, "parameters", str)() or ""
+                if _PING in parameters and json.loads(parameters).get(_PARAMS) == _PING:
+                    responses[place] = self._alive()
+                    continue
+                tensors = {each.name(): each.as_numpy() for each in request.inputs()}
+                asked.append((place, (parameters, tensors)))
+            except Exception as exc:  # noqa: BLE001 - whatever it is, it is this request's
+                responses[place] = refusal(f"{type(exc).__name__}: {exc}")
+        return responses, asked
 
-    def _predict(self, arrays: Arrays, parameters: str) -> list[NDArray[Any]]:
-        _, answer = self._asked(arrays, parameters)
-        answered: list[NDArray[Any]] = self._wanted.arrays(answer)
-        return answered
+    def response(self, error: str | None, arrays: Sequence[NDArray[Any]]) -> Any:
+        """Triton's response of what the worker answered."""
+        if error is not None:
+            return refusal(error)
+        tensors = [pb_utils.Tensor(*each) for each in zip(self._outputs, arrays)]  # noqa: B905
+        return pb_utils.InferenceResponse(output_tensors=tensors)
 
-    def _asked(self, arrays: Arrays, parameters: str) -> tuple[Any, Any]:
-        """What the model was given, and what it answered."""
-        data = self._given.data(arrays, parameters)
-        params = self._given.params(parameters)
-        answer = self._model.predict(data, params=params)
-        if isinstance(answer, Iterator):
-            raise TypeError(
-                "the model answers in pieces (a generator), and was asked for one answer; deploy "
-                "it with -C stream=true, and ask predict_stream"
-            )
-        return data, answer
+    def _alive(self) -> Any:
+        problem = self._worker.problem
+        # without one no error: Triton counts those, and people are woken by their number
+        return refusal(problem) if problem else pb_utils.InferenceResponse(output_tensors=[])
+
+
+def refusal(text: str) -> Any:
+    """Triton's response of an error."""
+    readable = text.encode("utf-8", "backslashreplace").decode()
+    return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(readable))
 
 
 class _Streams:
-    """Answers requests in pieces, a thread each.
-
-    It never waits for one itself: behind a request that waits, there may be one that ends another.
+    """Requests that are answered in pieces: who waits for which.
 
     Args:
         model: whose requests.
-        config: its config.pbtxt.
     """
 
-    def __init__(self, model: TritonPythonModel, config: dict[str, Any]) -> None:
-        said = _parameter(config, _STREAMS)
-        try:
-            at_once = max(int(said or _STREAMS_DEFAULT), 1)
-        except ValueError as exc:
-            raise pb_utils.TritonModelException(
-                f"parameters.{_STREAMS} of config.pbtxt is {said!r}; a number belongs there"
-            ) from exc
+    def __init__(self, model: TritonPythonModel) -> None:
         self._model = model
-        self._threads = ThreadPoolExecutor(at_once, thread_name_prefix=_STREAMS)
-        self._left: dict[str, Event] = {}
+        self._lock = Lock()
+        self._senders: dict[int, Any] = {}
+        self._cancelled: set[int] = set()
+        self._number = 0
 
-    def takes(self, request: Any) -> bool:
-        """See to it that a request is answered; False where one answer is wanted."""
-        asked = json.loads(_parameters(request) or "{}")
-        if asked.get(_STREAM) is False:
-            return False
-        sender = request.get_response_sender()
-        if _END in asked:
-            sender.send(self._ended(asked[_END]), flags=_FINAL)
-            return True
+    def ask(self, requests: Sequence[Any], worker: _Worker) -> None:
+        """Hand requests over; their answers come to `take`."""
+        responses, asked = self._model.readable(requests)
+        for request, response in zip(requests, responses):  # noqa: B905
+            if response is not None:
+                _finish(request.get_response_sender(), response)
+        numbers = []
+        with self._lock:
+            for place, _ in asked:
+                self._number += 1
+                numbers.append(self._number)
+                self._senders[self._number] = requests[place].get_response_sender()
+        if not asked:
+            return
         try:
-            member = self._model.member(0, request)
-            # Triton may have its memory back when `execute` returns
-            member.arrays = {name: array.copy() for name, array in member.arrays.items()}
-        except BaseException as exc:  # noqa: BLE001 - whatever it is, it is this request's
-            sender.send(_refusal(exc), flags=_FINAL)
-            return True
-        name, left = asked.get(_ID, ""), Event()
-        if name:
-            self._left[name] = left
-        self._threads.submit(self._answer, member, sender, name, left)
-        return True
+            worker.hand_over([each for _, each in asked], numbers)
+        except _WorkerDiedError as exc:
+            for number in numbers:
+                self._end(number, str(exc))
 
-    def close(self) -> None:
-        """Wait for the last piece."""
-        self._threads.shutdown()
-
-    def _ended(self, name: str) -> Any:
-        """Have a request's answer end with the piece that is being made; an error without one."""
-        left = self._left.get(name)
-        if left is None:
-            return _refusal(LookupError(f"this instance answers no request {name!r}"))
-        left.set()
+    def take(self, message: dict[str, Any], arrays: list[NDArray[Any]]) -> int | None:
+        """Send an answer, or a piece of it; the number of a request that wants no more of it."""
+        number, error = message["to"], message.get("error")
+        with self._lock:
+            sender = self._senders.get(number)
+        if sender is None:
+            return None
+        # servers before 23.10 do not know
+        with suppress(Exception):  # then nobody knows
+            if not message["final"] and getattr(sender, "is_cancelled", bool)():
+                return self._no_more_of(number)
+        if error is not None or message.get("empty"):
+            self._end(number, error)
+            return None
+        try:
+            sender.send(self._model.response(None, arrays))
+        except Exception as exc:  # noqa: BLE001 - the backend's own
+            self._end(number, f"{type(exc).__name__}: {exc}")
+            return self._no_more_of(number)
+        if message["final"]:
+            self._end(number, None)
         return None
 
-    def _answer(self, member: Member, sender: Any, name: str, left: Event) -> None:
-        refusal = None
-        try:
-            self._send_pieces(member, sender, left)
-        except BaseException as exc:  # noqa: BLE001 - the model's own: sys.exit() is one, too
-            refusal = _refusal(exc)
-        finally:
-            self._left.pop(name, None)
-        sender.send(refusal, flags=_FINAL)
+    def fail(self, text: str) -> None:
+        """Answer all that wait: nobody else will."""
+        with self._lock:
+            numbers = list(self._senders)
+        for number in numbers:
+            self._end(number, text)
 
-    def _send_pieces(self, member: Member, sender: Any, left: Event) -> None:
-        # servers before 23.10 do not know
-        is_cancelled = getattr(sender, "is_cancelled", bool)
-        if left.is_set() or is_cancelled():
-            return
-        with closing(self._model.pieces(member)) as pieces:
-            for response in pieces:
-                if left.is_set() or is_cancelled():
-                    break
-                sender.send(response)
+    def _no_more_of(self, number: int) -> int | None:
+        with self._lock:
+            if number in self._cancelled:
+                return None
+            self._cancelled.add(number)
+        return number
+
+    def _end(self, number: int, error: str | None) -> None:
+        with self._lock:
+            sender = self._senders.pop(number, None)
+            self._cancelled.discard(number)
+        if sender is not None:
+            with suppress(Exception):  # there is nobody to tell
+                sender.send(None if error is None else refusal(error), flags=_FINAL)
 
 
 def _finish(sender: Any, response: Any) -> None:
@@ -356,180 +245,356 @@ def _finish(sender: Any, response: Any) -> None:
     In two steps: a sender that fails at the last one (memory is short) takes nothing more, and
     Triton never unloads a version that has a request without its end.
     """
-    refusal = None
+    problem = None
     try:
         sender.send(response)
     except Exception as exc:  # noqa: BLE001 - the backend's own
-        refusal = _refusal(exc)
-    sender.send(refusal, flags=_FINAL)
+        problem = refusal(f"{type(exc).__name__}: {exc}")
+    sender.send(problem, flags=_FINAL)
 
 
-def _parameter(config: dict[str, Any], name: str) -> str:
-    said: str = config.get("parameters", {}).get(name, {}).get("string_value", "")
-    return said
+class _WorkerDiedError(Exception):
+    """Nobody answers: the worker died, and another one is not there yet."""
 
 
-def _parameters(request: Any) -> str:
-    """A request's own, as JSON; servers before 23.07 have none."""
-    return getattr(request, "parameters", str)() or ""
+class _Life:
+    """One process of a worker: from its start to its end.
+
+    Args:
+        command: what runs it, without the descriptors.
+        environ: its environment.
+        name: of the model.
+        has_memory: whether large arrays go through memory: for one message at a time.
+    """
+
+    def __init__(
+        self, command: list[str], environ: dict[str, str], name: str, *, has_memory: bool
+    ) -> None:
+        ours, its = socket.socketpair()
+        descriptors = [its.fileno()]
+        memories: list[Memory] = []
+        opened: list[int] = []
+        if has_memory:
+            with suppress(OSError):  # without it, the socket does
+                opened += [make_memory(f"{name}-given")]
+                opened += [make_memory(f"{name}-answered")]
+                memories = [Memory(descriptor) for descriptor in opened]
+                descriptors += opened
+        self.channel = Channel(ours, *memories, copies=False)
+        self._opened = opened
+        try:
+            self.process = subprocess.Popen(  # noqa: S603 - our own script
+                [*command, str(os.getpid()), *map(str, descriptors)],
+                env=environ,
+                pass_fds=descriptors,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            its.close()
+        self._last: deque[str] = deque(maxlen=1)
+        self._log = Thread(target=_log, args=(self.process.stdout, name, self._last), daemon=True)
+        self._log.start()
+
+    def last_words(self) -> str:
+        """The last line that it printed, where it has ended."""
+        self._log.join(_TELLS_WITHIN_S)
+        return self._last[0] if self._last else ""
+
+    def end(self, within_s: float) -> str:
+        """Wait until it has ended, and kill it if it has not; how it ended."""
+        try:
+            code = self.process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            code = self.process.wait()
+        return _described(code)
+
+    def close(self) -> None:
+        """Let go of what it was reached by."""
+        self.channel.close()
+        for descriptor in self._opened:
+            os.close(descriptor)
+        self._opened = []
 
 
-def _refuse_missing(requirements: Path) -> None:
-    """Make sure that what the model was logged with is here: what it imports late would be missed.
+class _Worker:
+    """The model's process, and the next one when it dies.
 
-    Other versions of it are MLflow's to warn of.
+    Args:
+        name: of the model, for the log.
+        command: what runs it, without the descriptors.
+        order: its first message.
+        environ: its environment.
+        listener: takes answers as they come; None where each batch waits for its own.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        command: list[str],
+        order: dict[str, Any],
+        environ: dict[str, str],
+        listener: _Streams | None,
+    ) -> None:
+        self._command = command
+        self._name = name
+        self._order = order
+        self._environ = environ
+        self._listener = listener
+        #: The one that answers, and the one that was started last.
+        self._life: _Life | None = None
+        self._newest: _Life | None = None
+        self._ended = ""
+        self._has_loaded, self._loaded_s = False, 0.0
+        self._started, self._closing = Event(), Event()
+        # it starts every process: the system ends them with the thread that did
+        self._keeper = Thread(target=self._keep, daemon=True)
+
+    @property
+    def problem(self) -> str:
+        """Why it cannot answer now; empty where it can."""
+        life = self._life
+        if life is not None and life.process.poll() is None:
+            return ""
+        return self._died(self._ended)
+
+    def start(self) -> str:
+        """Start it and wait until the model is loaded; why it is not, or an empty string."""
+        self._keeper.start()
+        self._started.wait()
+        return "" if self._life is not None else self._ended
+
+    def ask(self, requests: list[_Request]) -> list[_Answer]:
+        """Ask it and wait; an error or the outputs for each request.
+
+        Raises:
+            _WorkerDiedError: it died before it had answered, or is not there.
+        """
+        life = self._alive()
+        try:
+            life.channel.trim()
+            life.channel.send(*_message(requests))
+            message, arrays = life.channel.receive()
+        except (OSError, EOFError) as exc:
+            raise _WorkerDiedError(self._died(life.end(_ENDS_WITHIN_S))) from exc
+        except BaseException:  # memory is short: its next answer would be to this question
+            life.process.kill()
+            life.channel.shut()
+            raise
+        rest = iter(arrays)
+        return [
+            (answer, []) if isinstance(answer, str) else (None, [next(rest) for _ in range(answer)])
+            for answer in message["answers"]
+        ]
+
+    def hand_over(self, requests: list[_Request], numbers: list[int]) -> None:
+        """Ask it; the answers, by these numbers, come to the listener.
+
+        Raises:
+            _WorkerDiedError: it is not there.
+        """
+        life = self._alive()
+        message, arrays = _message(requests)
+        try:
+            life.channel.send({**message, "numbers": numbers}, arrays)
+        except OSError as exc:
+            raise _WorkerDiedError(self._died(life.end(_ENDS_WITHIN_S))) from exc
+
+    def close(self) -> None:
+        """Have it end when it has answered."""
+        self._closing.set()
+        life = self._life
+        if life is None:
+            if self._newest is not None:
+                self._newest.process.kill()
+        else:
+            with suppress(OSError):
+                life.channel.send({"close": True})
+            if self._listener is None:  # otherwise pieces are on their way that somebody waits for
+                life.end(_ENDS_WITHIN_S)
+        self._keeper.join()
+
+    def _alive(self) -> _Life:
+        life = self._life
+        if life is None:
+            raise _WorkerDiedError(self._died(self._ended))
+        return life
+
+    def _died(self, how: str) -> str:
+        return f"the process of this model {how}; another one is being started"
+
+    def _keep(self) -> None:
+        """Start it, again and again."""
+        pause_s = _PAUSE_S
+        while not self._closing.is_set():
+            self._has_loaded = False
+            try:
+                self._ended = self._live_once()
+            except Exception as exc:  # noqa: BLE001 - no process, thread or memory to be had
+                self._ended = f"does not start: {type(exc).__name__}: {exc}"
+            if self._listener is not None:
+                self._listener.fail(self._died(self._ended))
+            if self._closing.is_set():
+                return
+            if not self._started.is_set():  # Triton is told, and wants no more of it
+                self._started.set()
+                return
+            if self._has_loaded and time.monotonic() - self._loaded_s > _LIVED_PAUSES * pause_s:
+                pause_s = _PAUSE_S
+            text = f"the model's process {self._ended}; another one starts in {pause_s:g} s"
+            _say(self._name, text)
+            self._closing.wait(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _live_once(self) -> str:
+        """Start a process and wait for its end; how it was.
+
+        Raises:
+            OSError: there is none to be had.
+        """
+        has_memory = self._listener is None
+        life = self._newest = _Life(self._command, self._environ, self._name, has_memory=has_memory)
+        try:
+            if self._closing.is_set():  # meanwhile; nobody waits for it
+                life.process.kill()
+            failure = self._load(life)
+            if failure is not None:
+                return f"does not start: {failure}" if self._started.is_set() else failure
+            self._has_loaded, self._loaded_s = True, time.monotonic()
+            self._life = life
+            self._started.set()
+            if self._closing.is_set():  # meanwhile; nobody has told it
+                life.process.kill()
+            return self._live(life)
+        finally:
+            self._life = None
+            life.process.kill()  # it has ended, unless an error brought us here
+            life.close()
+
+    def _load(self, life: _Life) -> str | None:
+        """Have it load the model; why it does not."""
+        try:
+            life.channel.send(self._order)
+            message, _ = life.channel.receive()
+        except (OSError, EOFError):
+            how, words = life.end(_ENDS_WITHIN_S), life.last_words()
+            return f"{how}: {words}" if words else how
+        failure: str | None = message.get("failed")
+        if failure is not None:
+            life.end(_ENDS_WITHIN_S)
+        return failure
+
+    def _live(self, life: _Life) -> str:
+        """Wait for its end; how it was."""
+        if self._listener is None:
+            life.process.wait()
+        else:
+            # a child of its that outlives it would keep the socket open
+            Thread(target=_shut_at_end, args=(life,), daemon=True).start()
+            with suppress(OSError, EOFError):
+                while True:
+                    number = self._listener.take(*life.channel.receive())
+                    if number is not None:
+                        # not here: who sends may wait for the worker, and that for who reads here
+                        Thread(target=_cancel, args=(life, number), daemon=True).start()
+        return life.end(_ENDS_WITHIN_S)
+
+
+def _shut_at_end(life: _Life) -> None:
+    life.process.wait()
+    life.channel.shut()
+
+
+def _cancel(life: _Life, number: int) -> None:
+    with suppress(OSError):
+        life.channel.send({"cancel": number})
+
+
+def _message(requests: list[_Request]) -> tuple[dict[str, Any], list[NDArray[Any]]]:
+    message = {"requests": [[parameters, [*tensors]] for parameters, tensors in requests]}
+    return message, [array for _, tensors in requests for array in tensors.values()]
+
+
+def _python(folder: Path) -> tuple[list[str], dict[str, str]]:
+    """What runs the worker of a version, and the environment variables that it has.
 
     Raises:
-        TritonModelException: something is not.
+        TritonModelException: the Python that was made for the model is not here.
     """
-    needed = ["mlflow-skinny", "pandas"]
-    if requirements.is_file():
-        needed += requirements.read_text("utf-8").splitlines()
-    missing = [line.strip() for line in needed if not _is_here(line)]
-    if missing:
-        wanted = " ".join(f"'{each}'" for each in missing)
+    try:
+        own = json.loads((folder / _ENVIRONMENT).read_text("utf-8"))["python"]
+    except FileNotFoundError:
+        return [_python_of_stub(), "-u"], {**os.environ}
+    if not os.access(own, os.X_OK):
         raise pb_utils.TritonModelException(
-            f"the server's Python lacks what this model needs: {', '.join(missing)}. Deploy it "
-            "with an environment of its own (-C env=pack), install it on the server (pip install "
-            f"{wanted}), or start the embedded server with what the model needs "
-            "(triton-local --for-model URI)"
+            f"the environment that was made for this model, {own}, is not on the server's machine "
+            "any more: update the deployment with the model's URI, which makes it again"
         )
+    root = Path(own).parents[1]
+    libraries = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    environ.update(VIRTUAL_ENV=str(root), PATH=f"{root / 'bin'}{os.pathsep}{environ['PATH']}")
+    # the embedded server's stubs find their libpython there
+    kept = [path for path in libraries if Path(path).name != "libpython"]
+    environ["LD_LIBRARY_PATH"] = os.pathsep.join(kept)
+    # nothing is compiled into the repository, nor into what other environments share
+    return [own, "-I", "-u", "-X", f"pycache_prefix={root / 'bytecode'}"], environ
 
 
-def _read_what_numpy_2_pickled() -> None:
-    """Give the modules that numpy 2 has renamed their new names, where this is numpy 1.
-
-    Models are pickled with the newest; the Python backend of Tritons up to 24.x needs numpy 1,
-    which itself has but some of these names.
-    """
-    if not np.__version__.startswith("1."):
-        return
-    for name in ("numeric", "fromnumeric", "function_base", "numerictypes", "records", "umath"):
-        new = f"numpy._core.{name}"
-        sys.modules.setdefault(new, importlib.import_module(f"numpy.core.{name}"))
-
-
-def _classes(model: Any) -> Sequence[type]:
-    """Those of the model that somebody wrote, its own first; none where MLflow does not show it."""
-    try:
-        return type(model.get_raw_model()).__mro__
-    except (AttributeError, NotImplementedError):
-        return ()
-
-
-def _is_chat(classes: Sequence[type]) -> bool:
-    """Whether it takes the first row that it is given, and leaves the others."""
-    return any(each.__module__ == _BASES and each.__name__ in _CHATS for each in classes)
-
-
-def _has_stream(classes: Sequence[type]) -> bool:
-    """Whether its predict_stream is its own; MLflow's, which chats have, says only that it is not.
-
-    MLmodel calls every chat streamable.
-    """
-    owner = next((each for each in classes if "predict_stream" in vars(each)), None)
-    return owner is None or owner.__module__ != _BASES
-
-
-def _is_here(line: str) -> bool:
-    """Whether a line of requirements.txt is no requirement of this Python, or is installed."""
-    requirement, _, marker = line.partition(";")
-    found = re.match(r"\s*([A-Za-z0-9][\w.-]*)", requirement)
-    if found is None or (marker and not _applies(marker)):
-        return True
-    # all of it has what the smaller one has
-    names = _MLFLOW if found[1] in _MLFLOW else (found[1],)
+def _python_of_stub() -> str:
+    """The Python of this stub, as a program: the stub itself is none."""
+    names = (f"python{sys.version_info[0]}.{sys.version_info[1]}", "python3")
     for name in names:
-        with suppress(metadata.PackageNotFoundError):
-            return bool(metadata.version(name))
-    return False
+        beside = os.path.join(sys.prefix, "bin", name)  # noqa: PTH118 - as it is, not resolved
+        if os.access(beside, os.X_OK):
+            return beside
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        raise pb_utils.TritonModelException(
+            f"there is no {names[0]} in {sys.prefix}/bin or on PATH to run the model in"
+        )
+    return found
 
 
-def _applies(marker: str) -> bool:
+def _devices(args: dict[str, str]) -> dict[str, str]:
+    """The GPU that Triton gave this instance, as the only one that the worker sees."""
+    if args.get("model_instance_kind") != "GPU":
+        return {}
+    device = args.get("model_instance_device_id", "0")
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if seen:
+        with suppress(IndexError, ValueError):
+            device = seen.split(",")[int(device)].strip()
+    return {"CUDA_VISIBLE_DEVICES": device}
+
+
+def _described(code: int) -> str:
+    """How a process ended."""
+    if code >= 0:
+        return f"ended with exit code {code}"
     try:
-        from packaging.markers import Marker  # noqa: PLC0415 - MLflow needs it, too
-    except ImportError:
-        return False
-    return Marker(marker.partition(" #")[0].strip()).evaluate()
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return f"was killed by {name}" + (" (is memory short?)" if -code == signal.SIGKILL else "")
 
 
-class _Trials:
-    """Which batches are asked together and one by one, where a user says that they may be joined.
-
-    A model that answers as many rows as it was given does not prove the word by that.
-    """
-
-    def __init__(self) -> None:
-        self._batches = 0
-        self._rows: set[int] = set()
-
-    def are_due(self, members: list[Member]) -> bool:
-        """Whether these requests are one of them; counts them."""
-        rows = {member.rows for member in members}
-        is_new = not rows <= self._rows
-        self._rows |= rows
-        self._batches += 1
-        return is_new or self._batches <= _TRIALS or self._batches % _AGAIN == 0
+def _log(pipe: Any, name: str, last: deque[str]) -> None:
+    """Bring what a worker prints to Triton's log, line by line."""
+    with pipe:
+        for line in iter(lambda: pipe.readline(_LINE_BYTES), b""):
+            text = line.decode("utf-8", "replace").rstrip("\n")
+            _say(name, text)
+            if text.strip():
+                last.append(text.strip())
 
 
-class Member:
-    """One request of a batch."""
-
-    def __init__(self, place: int, arrays: Arrays, parameters: str) -> None:
-        self.place = place
-        self.arrays = arrays
-        self.parameters = parameters
-
-    @property
-    def key(self) -> object:
-        """What requests that are answered together have in common."""
-        shapes = tuple((name, array.shape[1:]) for name, array in self.arrays.items())
-        return shapes, self.parameters
-
-    @property
-    def rows(self) -> int:
-        """How many it has."""
-        return len(next(iter(self.arrays.values()), ()))
-
-
-def _split(outputs: list[NDArray[Any]], members: list[Member]) -> list[list[NDArray[Any]]]:
-    """Each request's rows of the outputs for all of them."""
-    ends = np.cumsum([member.rows for member in members])
-    return [
-        [output[end - member.rows : end] for output in outputs]
-        for member, end in zip(members, ends, strict=True)
-    ]
-
-
-def _is_of_these_rows(answer: Any, data: Any) -> bool:
-    """Whether an answer with an index (pandas') is of the rows that were given."""
-    if not hasattr(answer, "iloc") or not hasattr(data, "iloc"):
-        return True
-    return bool(answer.index.equals(data.index))
-
-
-def _is_same(one: NDArray[Any], other: NDArray[Any]) -> bool:
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    if one.dtype.kind == "f":
-        finite = np.abs(other[np.isfinite(other)])
-        scale = float(finite.max()) if finite.size else 0.0
-        return bool(np.allclose(one, other, rtol=_CLOSE, atol=_CLOSE * scale, equal_nan=True))
-    return bool(np.array_equal(one, other))
-
-
-class _PingError(Exception):
-    """What a request asks that is not for the model."""
-
-
-def _refusal(exc: BaseException) -> Any:
-    if isinstance(exc, _PingError):
-        # no error: Triton counts those, and people are woken by their number
-        return pb_utils.InferenceResponse(output_tensors=[])
-    try:
-        text = str(exc).strip()
-    except Exception:  # noqa: BLE001 - a model's exception may fail at that, too
-        text = ""
-    told = f"{type(exc).__name__}: {text}" if text else type(exc).__name__
-    readable = told.encode("utf-8", "backslashreplace").decode()
-    return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(readable))
+def _say(name: str, text: str) -> None:
+    with suppress(OSError):
+        os.write(2, f"{name}: {text}\n".encode("utf-8", "replace"))
