@@ -37,7 +37,11 @@ class Sender:
 
 def load_worker(patch: pytest.MonkeyPatch) -> Any:
     """The module `mlflow_triton_worker`, as it is in its own process."""
-    name = "mlflow_triton_worker"
+    return load("mlflow_triton_worker", patch)
+
+
+def load(name: str, patch: pytest.MonkeyPatch) -> Any:
+    """A module of a version's directory, by the name that it has there."""
     spec = importlib.util.spec_from_file_location(name, SHIM / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None

@@ -5,18 +5,15 @@ For what the real one does not do on demand: a response that it cannot send.
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
-import triton_repo.flavors
+from .shim import load
 
-SHIM = Path(triton_repo.flavors.__file__).with_name("_pyfunc")
 FINAL = 1
 
 
@@ -53,15 +50,8 @@ def handover(monkeypatch: pytest.MonkeyPatch) -> Any:
     backend.InferenceResponse = Response
     backend.Tensor = lambda name, array: (name, array)
     monkeypatch.setitem(sys.modules, backend.__name__, backend)
-    loaded = None
-    for name in ("mlflow_triton_channel", "model"):
-        spec = importlib.util.spec_from_file_location(name, SHIM / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        loaded = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, name, loaded)
-        spec.loader.exec_module(loaded)
-    return loaded
+    load("mlflow_triton_channel", monkeypatch)
+    return load("model", monkeypatch)
 
 
 def streams_of(handover: Any, sender: Sender, outputs: int = 3) -> Any:

@@ -198,7 +198,7 @@ def test_it_is_made_of_what_the_model_says(
 def test_a_python_that_is_nowhere_is_told(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(own, "find_uv", lambda: None)
     with pytest.raises(ProvisioningError, match=r"logged with Python 3\.99, and this machine has"):
-        own.made(own_recipe_of([], "3.99"))
+        own.own_of(own_recipe_of([], "3.99")).made()
     assert not list(cache.glob("own-py399*/"))
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mlflow_triton_plugin.environments import packing
-from mlflow_triton_plugin.environments.packing import packed, packed_before
+from mlflow_triton_plugin.environments.packing import archive_of
 from mlflow_triton_plugin.environments.recipe import Recipe, recipe_of
 from mlflow_triton_plugin.environments.target import ServerPython
 from mlflow_triton_plugin.local import ProvisioningError, _installers
@@ -37,23 +37,23 @@ def test_an_archive_is_packed_once_and_anew_where_it_is_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
-    assert packed_before(TINY) is None
-    archive = packed(TINY)
+    assert archive_of(TINY).made_before() is None
+    archive = archive_of(TINY).made()
     with tarfile.open(archive) as tar:
         names = tar.getnames()
     site_packages = f"lib/python{HERE}/site-packages"
     assert f"{site_packages}/inflection/__init__.py" in names
     assert [each for each in names if each.startswith(f"{site_packages}/inflection/__pycache__/")]
     placed = archive.stat().st_ino
-    assert packed(TINY) == archive == packed_before(TINY)
+    assert archive_of(TINY).made() == archive == archive_of(TINY).made_before()
     assert archive.stat().st_ino == placed
     whole = archive.read_bytes()
     damaged = bytearray(whole)
     damaged[len(damaged) // 2 : len(damaged) // 2 + 8] = bytes(8)  # as long as it was
     for content in (bytes(damaged), whole[:100], b""):
         archive.write_bytes(content)
-        assert packed_before(TINY) is None
-        with tarfile.open(packed(TINY)) as tar:
+        assert archive_of(TINY).made_before() is None
+        with tarfile.open(archive_of(TINY).made()) as tar:
             assert tar.getnames() == names
 
 
@@ -71,7 +71,7 @@ def test_an_archive_is_on_the_disk_before_it_has_its_name(
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    archive = packed(TINY)
+    archive = archive_of(TINY).made()
     assert [path.name for path in flushed[:2]] == [archive.name, "environment.json"]
     assert flushed[2] == flushed[0].parent
     assert flushed[2].name.startswith(f"{TINY.name}.tmp-")
@@ -79,9 +79,9 @@ def test_an_archive_is_on_the_disk_before_it_has_its_name(
 
 def test_ctrl_c_leaves_nothing_of_it(tmp_path: Path) -> None:
     source = textwrap.dedent(f"""
-        from mlflow_triton_plugin.environments.packing import packed
+        from mlflow_triton_plugin.environments.packing import archive_of
         from mlflow_triton_plugin.environments.recipe import Recipe
-        packed({TINY!r})
+        archive_of({TINY!r}).made()
     """)
     with subprocess.Popen(
         [sys.executable, "-c", source],
@@ -121,7 +121,7 @@ def test_a_full_disk_is_one_line(
     """Whatever is being done when there is no more room, and whatever else could be the reason."""
     monkeypatch.setenv(CACHE_VARIABLE, str(small_disk))
     with pytest.raises(ProvisioningError, match="the disk is full") as told:
-        packed(replace(TINY, pins=pins))
+        archive_of(replace(TINY, pins=pins)).made()
     assert "numpy 2" not in str(told.value)
     assert "\n" not in str(told.value)
     assert CACHE_VARIABLE in str(told.value)
@@ -249,7 +249,7 @@ def test_another_version_than_asked_for_is_never_packed(tmp_path: Path) -> None:
     for python in (OLD, NEW):
         pins = recipe_of([], python).pins
         with pytest.raises(ProvisioningError) as told:
-            packed(Recipe(HERE, "x86_64", ("mini==1.5",), pins))
+            archive_of(Recipe(HERE, "x86_64", ("mini==1.5",), pins)).made()
         assert str(told.value).startswith("mini==1.5, ")
         assert "mini==1.5" in str(told.value).partition("could not be installed: ")[2]
         assert "numpy 2" not in str(told.value)
@@ -258,7 +258,7 @@ def test_another_version_than_asked_for_is_never_packed(tmp_path: Path) -> None:
         ".lock",
         ".lock",
     ]
-    assert versions_in(packed(Recipe(HERE, "x86_64", ("mini==1.0",), ("numpy<2",)))) == {
+    assert versions_in(archive_of(Recipe(HERE, "x86_64", ("mini==1.0",), ("numpy<2",))).made()) == {
         *("mini-1.0", "numpy-1.26.4"),
     }
 
@@ -272,7 +272,7 @@ def test_where_neither_uv_nor_pip_is_installed_python_brings_pip(
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "pip" else real(name)
     )
-    archive = packed(Recipe(HERE, "x86_64", ("mini==1.0",), ("numpy<2",)))
+    archive = archive_of(Recipe(HERE, "x86_64", ("mini==1.0",), ("numpy<2",))).made()
     assert versions_in(archive) == {"mini-1.0", "numpy-1.26.4"}
     with tarfile.open(archive) as tar:
         assert any(name.endswith("/site-packages/pip") for name in tar.getnames())
@@ -281,16 +281,15 @@ def test_where_neither_uv_nor_pip_is_installed_python_brings_pip(
 @pytest.mark.usefixtures("wheels", "installer")
 def test_what_needs_numpy_2_is_refused_where_the_server_cannot_have_it() -> None:
     with pytest.raises(ProvisioningError, match="needs numpy 2") as told:
-        packed(Recipe(HERE, "x86_64", ("modern==1.0",), ("numpy<2",)))
+        archive_of(Recipe(HERE, "x86_64", ("modern==1.0",), ("numpy<2",))).made()
     assert "Triton before 25.01" in str(told.value)
     assert "modern==1.0" in str(told.value)
     assert "\n" not in str(told.value)
     with pytest.raises(ProvisioningError) as pinned:  # it does not go with its own numpy
-        packed(Recipe(HERE, "x86_64", ("modern==1.0",), ("numpy==1.26.4", "numpy<2")))
+        archive_of(Recipe(HERE, "x86_64", ("modern==1.0",), ("numpy==1.26.4", "numpy<2"))).made()
     assert "needs numpy 2" not in str(pinned.value)
-    assert versions_in(packed(Recipe(HERE, "x86_64", ("modern==1.0",), ("numpy==2.1.0",)))) == {
-        *("modern-1.0", "numpy-2.1.0"),
-    }
+    recipe = Recipe(HERE, "x86_64", ("modern==1.0",), ("numpy==2.1.0",))
+    assert versions_in(archive_of(recipe).made()) == {"modern-1.0", "numpy-2.1.0"}
 
 
 def test_requirements_are_not_on_a_command_line(
@@ -312,7 +311,7 @@ def test_requirements_are_not_on_a_command_line(
     address = "thing @ https://me:hush@127.0.0.1:9/thing-1.0-py3-none-any.whl"
     other = Recipe("3.9", "x86_64", (address,), ("numpy",))
     with pytest.raises(ProvisioningError) as told:
-        packed(other)
+        archive_of(other).made()
     here = Interpreter(Path(sys.executable), (3, 11, 0), None)
     monkeypatch.setattr(sys, "executable", str(programs / "python"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)

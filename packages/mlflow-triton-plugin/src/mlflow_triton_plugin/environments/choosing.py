@@ -50,7 +50,7 @@ class OwnEnvironment:
         state: `made before`, `made now` or `to be made`.
         python: its minor version.
         packages: what it is made of.
-        differs: what the server's own Python has not, or not so.
+        differs: the requirements that the server's own Python does not meet.
     """
 
     source: Path
@@ -189,7 +189,7 @@ def environment_for(
 
 
 def bring_back(place: ModelPlace, base: Stock, versions: Iterable[int]) -> None:
-    """Make the environments of versions on disk again that somebody has removed."""
+    """Make environments again that somebody has removed, for versions that are on disk."""
     named = [
         f"{place.name}/{version}/{ENVIRONMENT_FILE}"
         for version in versions
@@ -217,37 +217,37 @@ def _without_pack() -> SettingsError:
 
 def _own(artifact: ModelArtifact, servers: TritonServers, *, packs: bool) -> OwnEnvironment | None:
     """An environment on this machine; None where the servers are elsewhere, or have it all."""
-    # imported here: most of it is for packages, which takes half a second
-    from mlflow_triton_plugin.environments.own import made, made_before  # noqa: PLC0415
+    # imported here: `options`, and so every command, imports this module
+    from mlflow_triton_plugin.environments.own import own_of  # noqa: PLC0415
     from mlflow_triton_plugin.environments.recipe import own_recipe_of  # noqa: PLC0415
     from mlflow_triton_plugin.environments.target import lacking_here  # noqa: PLC0415
-    from mlflow_triton_plugin.local import (  # noqa: PLC0415
-        ProvisioningError,
-        model_packages,
-        read_requirements,
-    )
+    from mlflow_triton_plugin.local import ProvisioningError, read_requirements  # noqa: PLC0415
 
     listed = artifact.find("requirements.txt")
     if listed is None:
         return None
+    logged = str(artifact.flavors["python_function"].get("python_version") or "")
+    python = ".".join(logged.split(".")[:2])
     try:
         requirements = read_requirements(listed)
-        model_packages(requirements)
+        recipe = own_recipe_of(requirements, python or _PYTHON_OF_HERE)
     except ProvisioningError as exc:
         _logger.warning("%s; the server's own Python runs the model", exc)
         return None
-    logged = str(artifact.flavors["python_function"].get("python_version") or "")
-    python = ".".join(logged.split(".")[:2])
     differs = lacking_here(servers, requirements, python)
     if not differs:
         return None
-    recipe = own_recipe_of(requirements, python or _PYTHON_OF_HERE)
-    source = made_before(recipe)
-    state = "made before"
-    if source is None and packs:
-        source, state = made(recipe), "made now"
-    elif source is None:
-        # what is planned is not copied; with this file, no version on disk is the same
+    own = own_of(recipe)
+    if (source := own.made_before()) is not None:
+        state = "made before"
+    elif packs:
+        try:
+            source, state = own.made(), "made now"
+        except ProvisioningError as exc:
+            way_out = "-C env=default has the server's own Python run the model"
+            raise ProvisioningError(f"{exc}; {way_out}", path=exc.path, output=exc.output) from exc
+    else:
+        # a plan copies nothing; with this file, no version on disk is the same
         source, state = listed, "to be made"
     return OwnEnvironment(source, state, recipe.python, recipe.packages, tuple(differs))
 
@@ -285,7 +285,7 @@ def _packed(
     packs: bool,
 ) -> Environment:
     # imported here: most models are deployed without
-    from mlflow_triton_plugin.environments.packing import packed, packed_before  # noqa: PLC0415
+    from mlflow_triton_plugin.environments.packing import archive_of  # noqa: PLC0415
     from mlflow_triton_plugin.environments.recipe import recipe_of  # noqa: PLC0415
     from mlflow_triton_plugin.environments.target import python_of  # noqa: PLC0415
     from mlflow_triton_plugin.local import read_requirements  # noqa: PLC0415
@@ -299,14 +299,15 @@ def _packed(
         )
     python = python_of(servers, wanted=options.env_python, recorded=recorded)
     recipe = recipe_of(read_requirements(listed), python)
+    archive = archive_of(recipe)
     filename = f"{recipe.name}.tar.gz"
     source = None
     if base is not None and base.has_beside(filename):
         state = "in the repository"
-    elif (source := packed_before(recipe)) is not None:
+    elif (source := archive.made_before()) is not None:
         state = "packed before"
     elif packs:
-        source, state = packed(recipe), "packed now"
+        source, state = archive.made(), "packed now"
     else:
         state = "to be packed"
     packages = (*recipe.packages, *recipe.pins)

@@ -15,51 +15,31 @@ import platform
 from functools import partial
 from typing import TYPE_CHECKING
 
-from mlflow_triton_plugin.environments.packing import ensured, flushed
+from mlflow_triton_plugin.environments.cached import Cached, flushed
 from mlflow_triton_plugin.environments.recipe import Recipe
 from mlflow_triton_plugin.local._installers import install, make_venv
 from mlflow_triton_plugin.local._interpreters import find_python, find_uv
-from mlflow_triton_plugin.local._progress import Progress
 from mlflow_triton_plugin.local.errors import ProvisioningError
-from mlflow_triton_plugin.local.provisioning import cache_folder, size_in_words
+from mlflow_triton_plugin.local.provisioning import size_in_words
 from triton_repo.text import as_line
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["made", "made_again", "made_before"]
+    from mlflow_triton_plugin.local._progress import Progress
+
+__all__ = ["made_again", "own_of"]
 
 _MARKER = "worker.json"
 
 
-def made_before(recipe: Recipe) -> Path | None:
-    """The file that names it, where this machine has it already."""
-    folder = _folder(recipe)
-    return folder / _MARKER if _is_complete(folder) else None
-
-
-def made(recipe: Recipe, progress: Progress | None = None) -> Path:
-    """The file that names it; it is made unless it is there.
-
-    Raises:
-        ProvisioningError: it could not be made; nothing of it is left.
-    """
-    folder = _folder(recipe)
-    progress = progress or Progress()
-    make = partial(_make, recipe=recipe, folder=folder, progress=progress)
-    try:
-        ensured(recipe.own_name, folder, make, _is_complete, progress)
-    except ProvisioningError as error:
-        raise ProvisioningError(
-            f"{error}; -C env=default has the server's own Python run the model",
-            path=folder,
-            output=error.output,
-        ) from error
-    return folder / _MARKER
+def own_of(recipe: Recipe) -> Cached:
+    """The environment of a recipe; its file names the Python."""
+    return Cached(recipe, recipe.own_name, _MARKER, _make, _is_complete)
 
 
 def made_again(named: bytes) -> None:
-    """Make the environment of a version on disk again, where somebody has removed it.
+    """Make an environment again that somebody has removed, for a version that is on disk.
 
     Args:
         named: the file of that version.
@@ -70,15 +50,12 @@ def made_again(named: bytes) -> None:
     try:
         found = json.loads(named)
         recipe = Recipe(found["version"], platform.machine(), tuple(found["packages"]), ())
-        is_ours = found["python"] == str(_python(_folder(recipe)))
-    except (ValueError, KeyError, TypeError):  # somebody's own
+        own = own_of(recipe)
+        is_ours = found["python"] == str(_python(own.folder))
+    except (ValueError, KeyError, TypeError):  # a file that somebody wrote by hand
         return
     if is_ours:
-        made(recipe)
-
-
-def _folder(recipe: Recipe) -> Path:
-    return cache_folder() / "environments" / recipe.own_name
+        own.made()
 
 
 def _is_complete(folder: Path) -> bool:
@@ -124,7 +101,7 @@ def _make(staging: Path, *, recipe: Recipe, folder: Path, progress: Progress) ->
 
 
 def _point_at(folder: Path, staging: Path) -> None:
-    """Have the programs that were installed run the Python in `folder`, which is not there yet."""
+    """Have installed programs run the Python in `folder`, as `staging` is going to be called."""
     ours = f"#!{staging}".encode()
     for program in (staging / "bin").iterdir():
         if program.is_symlink() or not program.is_file():

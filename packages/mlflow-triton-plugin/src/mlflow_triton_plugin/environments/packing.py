@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import shutil
 import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
 from mlflow_triton_plugin.environments.archive import digest_of, write_archive
+from mlflow_triton_plugin.environments.cached import Cached, flushed
 from mlflow_triton_plugin.local._installers import (
     install,
     install_for,
@@ -18,85 +17,31 @@ from mlflow_triton_plugin.local._installers import (
     write_bytecode,
 )
 from mlflow_triton_plugin.local._interpreters import find_python, find_uv
-from mlflow_triton_plugin.local._managed import ensure_directory
-from mlflow_triton_plugin.local._progress import Progress
 from mlflow_triton_plugin.local.errors import ProvisioningError
-from mlflow_triton_plugin.local.provisioning import (
-    CACHE_VARIABLE,
-    cache_folder,
-    size_in_words,
-)
+from mlflow_triton_plugin.local.provisioning import size_in_words
 from triton_repo.text import as_line, human_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
     from typing import Protocol
 
     from mlflow_triton_plugin.environments.recipe import Recipe
+    from mlflow_triton_plugin.local._progress import Progress
 
     class _Install(Protocol):
         def __call__(self, requirements: Sequence[str], *, pretends: bool = False) -> None: ...
 
 
-__all__ = ["ensured", "flushed", "packed", "packed_before"]
+__all__ = ["archive_of"]
 
 _ARCHIVE = "environment.tar.gz"
 _MARKER = "environment.json"
 
 
-def packed_before(recipe: Recipe) -> Path | None:
-    """The archive, where this machine has packed it already."""
-    folder = _folder(recipe)
-    return folder / _ARCHIVE if _is_complete(folder) else None
-
-
-def packed(recipe: Recipe, progress: Progress | None = None) -> Path:
-    """The archive, packed unless it is there.
-
-    Raises:
-        ProvisioningError: it could not be packed; nothing of it is left.
-    """
-    folder = _folder(recipe)
-    progress = progress or Progress()
-    make = partial(_make, recipe=recipe, folder=folder, progress=progress)
-    ensured(recipe.name, folder, make, _is_complete, progress)
-    return folder / _ARCHIVE
-
-
-def ensured(
-    name: str,
-    folder: Path,
-    make: Callable[[Path], None],
-    is_complete: Callable[[Path], bool],
-    progress: Progress,
-) -> None:
-    """Have a folder of the cache made, unless it is there.
-
-    Args:
-        name: how messages call it.
-        folder: where it is to be.
-        make: see `ensure_directory`, as the next.
-        is_complete: see there.
-        progress: see there.
-
-    Raises:
-        ProvisioningError: it could not be made; nothing of it is left.
-    """
-    try:
-        ensure_directory(folder, make=make, is_complete=is_complete, progress=progress)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        what = "the disk is full" if full else str(error)
-        raise ProvisioningError(
-            f"{name} cannot be made in {folder.parent}: {what}; make room, or set "
-            f"{CACHE_VARIABLE} to a folder that has it",
-            path=folder,
-        ) from error
-
-
-def _folder(recipe: Recipe) -> Path:
-    return cache_folder() / "environments" / recipe.name
+def archive_of(recipe: Recipe) -> Cached:
+    """The archive of a recipe."""
+    return Cached(recipe, recipe.name, _ARCHIVE, _make, _is_complete)
 
 
 def _is_complete(folder: Path) -> bool:
@@ -170,16 +115,6 @@ def _is_for_numpy(recipe: Recipe, add: _Install) -> bool:
         return True
 
     return recipe.own_pins != recipe.pins and not can_be(recipe.pins) and can_be(recipe.own_pins)
-
-
-def flushed(*paths: Path) -> None:
-    """Have what was written last through a power cut, before it gets its name."""
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _installer(recipe: Recipe, root: Path, folder: Path) -> _Install:

@@ -77,11 +77,9 @@ def recipe_of(requirements: Sequence[str], python: ServerPython) -> Recipe:
     Raises:
         ProvisioningError: a line is no requirement.
     """
-    model_packages(requirements)  # what is no requirement is refused in its words
     # a server is Linux, and other systems' processors have other names
     machine = platform.machine() if sys.platform == "linux" else "x86_64"
-    server = _environment(python.version, machine)
-    wanted = [each for each in map(Requirement, requirements) if _is_for(each, server)]
+    wanted = _wanted(requirements, python.version, machine)
     packages = model_packages([*map(str, wanted), *_pandas_limit(wanted)])
     return Recipe(
         python=python.version,
@@ -103,39 +101,38 @@ def own_recipe_of(requirements: Sequence[str], python: str) -> Recipe:
     Raises:
         ProvisioningError: a line is no requirement.
     """
-    model_packages(requirements)  # what is no requirement is refused in its words
     machine = platform.machine()
-    here = _environment(python, machine)
-    wanted = [each for each in map(Requirement, requirements) if _is_for(each, here)]
-    packages = {str(each) for each in wanted}
-    if not _named(wanted, "mlflow"):
-        if not _named(wanted, "mlflow-skinny"):
-            packages.add("mlflow-skinny")
-        if not _named(wanted, "pandas"):
-            packages.add(f"pandas{_pandas_limit(wanted)[0].removeprefix('pandas')}")
+    wanted = _wanted(requirements, python, machine)
+    packages = {str(each) for each in _with_mlflow(wanted, _pandas_limit(wanted))}
     return Recipe(python=python, machine=machine, packages=tuple(sorted(packages)), pins=())
 
 
 def lacking(requirements: Sequence[str], site_packages: Path, python: str) -> list[str]:
-    """What an installed environment has not, at versions that satisfy what is said.
+    """Which requirements an installed environment does not meet.
 
     Args:
         requirements: of the model.
         site_packages: what the Python can import.
         python: its minor version.
+
+    Raises:
+        ProvisioningError: a line is no requirement.
     """
-    here = _environment(python, platform.machine())
     installed: dict[str, str] = {
         canonicalize_name(each.metadata["Name"]): each.version
         for each in distributions(path=[str(site_packages)])
     }
-    wanted = [each for each in map(Requirement, requirements) if _is_for(each, here)]
-    names = {canonicalize_name(each.name) for each in wanted}
-    if not names & {*_MLFLOW}:
-        wanted.append(Requirement("mlflow-skinny"))
-    if "mlflow" not in names:
-        wanted.append(Requirement("pandas"))
+    wanted = _with_mlflow(_wanted(requirements, python, platform.machine()), ("pandas",))
     return [str(each) for each in wanted if not _is_satisfied(each, installed)]
+
+
+def _with_mlflow(wanted: list[Requirement], pandas: Sequence[str]) -> list[Requirement]:
+    """The same with MLflow where nothing names it, and pandas, which mlflow-skinny leaves out."""
+    if _named(wanted, "mlflow"):
+        return wanted
+    skinny = () if _named(wanted, "mlflow-skinny") else ("mlflow-skinny",)
+    added = skinny if _named(wanted, "pandas") else (*skinny, *pandas)
+    return [*wanted, *map(Requirement, added)]
 
 
 def _is_satisfied(requirement: Requirement, installed: Mapping[str, str]) -> bool:
@@ -143,6 +140,17 @@ def _is_satisfied(requirement: Requirement, installed: Mapping[str, str]) -> boo
     if version is None or requirement.url:
         return False
     return requirement.specifier.contains(version, prereleases=True)
+
+
+def _wanted(requirements: Sequence[str], python: str, machine: str) -> list[Requirement]:
+    """What requirements ask for on a Python of Linux; what is for others is left out.
+
+    Raises:
+        ProvisioningError: a line is no requirement.
+    """
+    model_packages(requirements)  # what is no requirement is refused in its words
+    there = _environment(python, machine)
+    return [each for each in map(Requirement, requirements) if _is_for(each, there)]
 
 
 def _environment(python: str, machine: str) -> dict[str, str]:

@@ -49,7 +49,7 @@ class ServerPython:
 
 
 def lacking_here(servers: TritonServers, requirements: Sequence[str], python: str) -> list[str]:
-    """What embedded servers of this machine have not of a model's requirements.
+    """Which of a model's requirements embedded servers of this machine do not meet.
 
     Args:
         servers: all that will load it.
@@ -57,7 +57,7 @@ def lacking_here(servers: TritonServers, requirements: Sequence[str], python: st
         python: the minor version that it was logged with; an empty string where that is not known.
 
     Returns:
-        Nothing where one server is elsewhere or does not tell, or all have all of it.
+        An empty list where one server is elsewhere or does not tell, or all meet all of them.
     """
     try:
         facts = servers.facts()
@@ -69,7 +69,7 @@ def lacking_here(servers: TritonServers, requirements: Sequence[str], python: st
     lacks: list[str] = []
     for each in found:
         lib = cache_folder() / each["name"] / "lib" / f"python{each['python']}"
-        if not lib.is_dir():  # its cache is another one, which its user has a reason for
+        if not lib.is_dir():  # the server's cache is another one, for a reason of its user's
             return []
         if python not in ("", each["python"]):
             lacks.append(f"python=={python}")

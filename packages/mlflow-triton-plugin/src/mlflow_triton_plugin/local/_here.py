@@ -14,7 +14,7 @@ _BOOT, _MOUNTS = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/mn
 
 
 def mark_of_here() -> str:
-    """The same for all of one user's processes that see the same files; empty where none knows."""
+    """A digest that one user's processes share if they see the same files; empty where unknown."""
     try:
         seen = f"{_BOOT.read_text('ascii').strip()} {_MOUNTS.readlink()} {os.geteuid()}"
     except OSError:

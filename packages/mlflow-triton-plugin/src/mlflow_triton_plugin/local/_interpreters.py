@@ -127,11 +127,9 @@ def _candidates_for(version: str, uv: str | None, *, fetches: bool) -> Iterator[
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
     yield from (str(path) for path in sorted(pyenv.glob(f"versions/{version}.*/bin/python3")))
     if uv:
-        find = [uv, "python", "find", "--managed-python", "--no-python-downloads", version]
-        yield from _lines(find)
+        yield from _managed_by(uv, version)
         if fetches:
-            _lines([uv, "python", "install", version])
-            yield from _lines(find)
+            yield from _fetched_by(uv, version)
 
 
 def probe(executable: str | Path, *, any_version: bool = False) -> tuple[Interpreter | None, str]:
@@ -194,9 +192,18 @@ def _candidates(uv: str | None) -> Iterator[str]:
 def _found_by_uv(uv: str) -> Iterator[str]:
     versions = [f"{major}.{minor}" for major, minor in SUPPORTED]
     for version in versions:
-        yield from _lines([uv, "python", "find", "--managed-python", version])
-    _lines([uv, "python", "install", versions[0]])
-    yield from _lines([uv, "python", "find", "--managed-python", versions[0]])
+        yield from _managed_by(uv, version)
+    yield from _fetched_by(uv, versions[0])
+
+
+def _managed_by(uv: str, version: str) -> list[str]:
+    return _lines([uv, "python", "find", "--managed-python", "--no-python-downloads", version])
+
+
+def _fetched_by(uv: str, version: str) -> list[str]:
+    """The one that uv downloads; nothing where it cannot."""
+    _lines([uv, "python", "install", version])
+    return _managed_by(uv, version)
 
 
 def _lines(command: Sequence[str]) -> list[str]:

@@ -543,10 +543,8 @@ def _wait_while(
     while True:
         busy = [
             each
-            for each in _index(server)
-            if each.name == model
-            and each.state in states
-            and not (each.state == "UNLOADING" and each.version in dead)
+            for each in _states_of(server, model)
+            if each.state in states and not (each.state == "UNLOADING" and each.version in dead)
         ]
         if not busy:
             return

@@ -34,7 +34,7 @@ _HEADER = struct.Struct("<IQQ")
 _MFD_CLOEXEC = 1
 #: What is larger goes through memory: a socket copies twice, in pieces.
 _LARGE_BYTES = 64 * 1024
-#: What a message left behind in memory and is larger than this is given back to the system.
+#: How much memory is kept between two messages; what is beyond is given back to the system.
 _KEPT_BYTES = 64 * 1024 * 1024
 _PAGE_BYTES = 1024 * 1024
 #: Each array begins at a multiple of it: any type may be read there.
@@ -52,7 +52,7 @@ def make_memory(name: str) -> int:
     """
     if hasattr(os, "memfd_create"):
         return os.memfd_create(name, os.MFD_CLOEXEC)
-    # conda's Python is built for systems that had none
+    # conda's Python is built for systems whose C library had no such function
     function = getattr(ctypes.CDLL(None, use_errno=True), "memfd_create", None)
     descriptor: int = -1 if function is None else function(name.encode(), _MFD_CLOEXEC)
     if descriptor < 0:
@@ -72,18 +72,18 @@ class Memory:
         self._map: mmap.mmap | None = None
 
     def view(self, size: int) -> NDArray[np.uint8]:
-        """Its first bytes; it grows where it has not as many."""
+        """The memory's first bytes; it grows where it has not as many."""
         if self._map is None or len(self._map) < size:
             has = os.fstat(self._descriptor).st_size
             if has < size:
                 has = -(-size // _PAGE_BYTES) * _PAGE_BYTES
                 os.ftruncate(self._descriptor, has)
-            # who still looks at the smaller one keeps it
+            # arrays that are views of the smaller mapping keep it
             self._map = mmap.mmap(self._descriptor, has)
         return np.frombuffer(self._map, np.uint8, size)
 
     def trim(self) -> None:
-        """Give back what is much; nobody reads it any more."""
+        """Give pages beyond the first 64 MB back to the system; nobody reads them any more."""
         if self._map is not None and len(self._map) > _KEPT_BYTES:
             self._map.madvise(mmap.MADV_REMOVE, _KEPT_BYTES, len(self._map) - _KEPT_BYTES)
 
@@ -165,7 +165,7 @@ class Channel:
             self._written.trim()
 
     def shut(self) -> None:
-        """Have both ends find nobody there; what has arrived can still be read."""
+        """End the connection for both ends; what has arrived can still be read."""
         with suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
 

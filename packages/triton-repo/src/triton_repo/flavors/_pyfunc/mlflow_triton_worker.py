@@ -582,7 +582,7 @@ def main(arguments: Sequence[str]) -> int:
     # models to end
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
-    for descriptor in (connection, *memories):  # programs that the model runs have no part in them
+    for descriptor in (connection, *memories):  # programs that the model starts do not inherit them
         os.set_inheritable(descriptor, False)  # noqa: FBT003 - os'
     # the folder of this file has a `model` that is not the model's
     here = str(Path(__file__).parent)
@@ -617,7 +617,7 @@ class _Reader:
         self._requests: SimpleQueue[tuple[dict[str, Any], list[NDArray[Any]]] | None] = (
             SimpleQueue()
         )
-        # those that nobody answers any more go by themselves
+        # an entry goes by itself when its request is answered
         self.asking: WeakValueDictionary[int, _Answers] = WeakValueDictionary()
         Thread(target=self._read, daemon=True).start()
 

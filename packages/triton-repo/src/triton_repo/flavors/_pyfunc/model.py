@@ -74,7 +74,6 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(os.environ[_UNFIT])
         config = json.loads(args["model_config"])
         folder = Path(args["model_repository"], args["model_version"])
-        self._inputs = [each["name"] for each in config["input"]]
         self._outputs = [each["name"] for each in config["output"]]
         decoupled = config.get("model_transaction_policy", {}).get("decoupled", False)
         self._streams = _Streams(self) if decoupled else None
@@ -149,7 +148,7 @@ class TritonPythonModel:
 
     def _alive(self) -> Any:
         problem = self._worker.problem
-        # without one no error: Triton counts those, and people are woken by their number
+        # an error only where there is a problem: Triton counts errors, and many wake people
         return refusal(problem) if problem else pb_utils.InferenceResponse(output_tensors=[])
 
 
@@ -201,7 +200,7 @@ class _Streams:
         if sender is None:
             return None
         # servers before 23.10 do not know
-        with suppress(Exception):  # then nobody knows
+        with suppress(Exception):  # the backend's own; whether the caller left is then not known
             if not message["final"] and getattr(sender, "is_cancelled", bool)():
                 return self._no_more_of(number)
         if error is not None or message.get("empty"):
@@ -235,7 +234,7 @@ class _Streams:
             sender = self._senders.pop(number, None)
             self._cancelled.discard(number)
         if sender is not None:
-            with suppress(Exception):  # there is nobody to tell
+            with suppress(Exception):  # the caller cannot be told
                 sender.send(None if error is None else refusal(error), flags=_FINAL)
 
 
@@ -275,7 +274,7 @@ class _Life:
         memories: list[Memory] = []
         opened: list[int] = []
         if has_memory:
-            with suppress(OSError):  # without it, the socket does
+            with suppress(OSError):  # without memory, the socket carries large arrays, too
                 opened += [make_memory(f"{name}-given")]
                 opened += [make_memory(f"{name}-answered")]
                 memories = [Memory(descriptor) for descriptor in opened]
@@ -351,7 +350,7 @@ class _Worker:
         self._life: _Life | None = None
         self._newest: _Life | None = None
         self._ended = ""
-        self._has_loaded, self._loaded_s = False, 0.0
+        self._lived_s = 0.0
         self._started, self._closing = Event(), Event()
         # it starts every process: the system ends them with the thread that did
         self._keeper = Thread(target=self._keep, daemon=True)
@@ -433,7 +432,7 @@ class _Worker:
         """Start it, again and again."""
         pause_s = _PAUSE_S
         while not self._closing.is_set():
-            self._has_loaded = False
+            self._lived_s = 0.0
             try:
                 self._ended = self._live_once()
             except Exception as exc:  # noqa: BLE001 - no process, thread or memory to be had
@@ -445,7 +444,7 @@ class _Worker:
             if not self._started.is_set():  # Triton is told, and wants no more of it
                 self._started.set()
                 return
-            if self._has_loaded and time.monotonic() - self._loaded_s > _LIVED_PAUSES * pause_s:
+            if self._lived_s > _LIVED_PAUSES * pause_s:
                 pause_s = _PAUSE_S
             text = f"the model's process {self._ended}; another one starts in {pause_s:g} s"
             _say(self._name, text)
@@ -461,17 +460,19 @@ class _Worker:
         has_memory = self._listener is None
         life = self._newest = _Life(self._command, self._environ, self._name, has_memory=has_memory)
         try:
-            if self._closing.is_set():  # meanwhile; nobody waits for it
+            if self._closing.is_set():  # since the loop asked; nobody waits for this process
                 life.process.kill()
             failure = self._load(life)
             if failure is not None:
                 return f"does not start: {failure}" if self._started.is_set() else failure
-            self._has_loaded, self._loaded_s = True, time.monotonic()
+            began_s = time.monotonic()
             self._life = life
             self._started.set()
-            if self._closing.is_set():  # meanwhile; nobody has told it
+            if self._closing.is_set():  # since then; nobody has told this process to end
                 life.process.kill()
-            return self._live(life)
+            how = self._live(life)
+            self._lived_s = time.monotonic() - began_s
+            return how
         finally:
             self._life = None
             life.process.kill()  # it has ended, unless an error brought us here
