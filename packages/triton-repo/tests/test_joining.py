@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import skops.io
+from sklearn.dummy import DummyClassifier
+from sklearn.ensemble import GradientBoostingClassifier
 
 from triton_repo.artifact import ModelArtifact
 from triton_repo.change import plan_return
@@ -119,6 +122,26 @@ def test_a_class_of_somebody_elses_in_a_pickle_is_not(tmp_path: Path, protocol: 
         is_joined=False,
         why="fractions.Fraction in the scikit-learn model may look at all rows of a request",
     )
+
+
+@pytest.mark.parametrize(
+    ("start", "is_joined"),
+    [(None, True), ("zero", True), ("prior", True), ("stratified", False), ("uniform", False)],
+)
+def test_gradient_boosting_is_where_what_it_starts_from_draws_nothing(
+    tmp_path: Path, start: str | None, *, is_joined: bool
+) -> None:
+    """It starts from a DummyClassifier, and some of these draw random numbers for all rows."""
+    init = DummyClassifier(strategy=start) if start not in (None, "zero") else start
+    model = GradientBoostingClassifier(n_estimators=1, init=init).fit([[0.0], [1.0]], [0, 1])
+    path = tmp_path / "model.pkl"
+    path.write_bytes(pickle.dumps(model))
+    assert joining(tmp_path, "mlflow.sklearn").is_joined is is_joined
+    path.write_bytes(pickle.dumps(DummyClassifier().fit([[0.0], [1.0]], [0, 1])))
+    assert "sklearn.dummy.DummyClassifier" in joining(tmp_path, "mlflow.sklearn").why
+    path.unlink()
+    (tmp_path / "model.skops").write_bytes(skops.io.dumps(model))
+    assert joining(tmp_path, "mlflow.sklearn").is_joined is is_joined
 
 
 def test_nor_is_a_pickle_that_cannot_be_read(tmp_path: Path) -> None:

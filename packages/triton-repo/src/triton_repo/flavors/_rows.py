@@ -52,9 +52,14 @@ _PACKAGES = frozenset(
 _TOGETHER = frozenset(
     (
         *("FunctionTransformer", "NMF", "MiniBatchNMF", "LatentDirichletAllocation"),
-        *("IterativeImputer", "DummyClassifier", "BernoulliRBM"),
+        *("IterativeImputer", "BernoulliRBM"),
     )
 )
+#: This one does so with a strategy that draws, and only then. Gradient boosting has one of its own,
+#: which does not, to start from; elsewhere its strategy is not looked at.
+_DUMMY = ("sklearn.dummy", "DummyClassifier")
+_BOOSTED = ("sklearn.ensemble._gb", "GradientBoostingClassifier")
+_DRAWING = frozenset(("stratified", "uniform"))
 #: What runs whatever it is given.
 _CALLS = frozenset(("eval", "exec", "getattr", "compile", "__import__"))
 PICKLE_SUFFIXES = (".pkl", ".skops")
@@ -105,15 +110,32 @@ def _foreign_name(artifact: ModelArtifact) -> str:
         if path.suffix not in PICKLE_SUFFIXES or not path.is_file():
             continue
         try:
-            names = _of_skops(path) if path.suffix == ".skops" else _of_pickle(path)
-            for module, name in names:
-                if not _is_known(module, name):
-                    return f"{module}.{name}"
+            foreign = _foreign_in(_of_skops(path) if path.suffix == ".skops" else _of_pickle(path))
+            if foreign:
+                return foreign
         except (OSError, ValueError, LookupError, RecursionError, zipfile.BadZipFile):
             return f"{path.name}, which cannot be read,"
         except TritonRepoError as exc:
             return str(exc)
     return ""
+
+
+def _foreign_in(contents: Iterator[tuple[str, str] | str]) -> str:
+    """The first name that may look at several rows; empty where there is none.
+
+    Args:
+        contents: of a file: the names that it imports, and those of its texts that `_DRAWING` has.
+    """
+    has_dummy = is_boosted = draws = False
+    for found in contents:
+        if isinstance(found, str):
+            draws = True
+        elif found == _DUMMY:
+            has_dummy = True
+        elif not _is_known(*found):
+            return ".".join(found)
+        is_boosted = is_boosted or found == _BOOSTED
+    return ".".join(_DUMMY) if has_dummy and (draws or not is_boosted) else ""
 
 
 def _is_known(module: str, name: str) -> bool:
@@ -122,7 +144,8 @@ def _is_known(module: str, name: str) -> bool:
     return root in _PACKAGES and last not in _TOGETHER and last not in _CALLS
 
 
-def _of_skops(path: Path) -> Iterator[tuple[str, str]]:
+def _of_skops(path: Path) -> Iterator[tuple[str, str] | str]:
+    """The classes of a skops file, and its texts, see `_foreign_in`."""
     with zipfile.ZipFile(path) as archive:
         if archive.getinfo(_SKOPS_SCHEMA).file_size > _MAX_SCHEMA_BYTES:
             raise ValueError(path.name)
@@ -133,13 +156,16 @@ def _of_skops(path: Path) -> Iterator[tuple[str, str]]:
         if isinstance(each, dict):
             if isinstance(each.get("__class__"), str):
                 yield str(each.get("__module__")), each["__class__"]
+            text = each.get("content")
+            if isinstance(text, str) and text.strip('"') in _DRAWING:  # a text is in JSON there
+                yield text
             found.extend(each.values())
         elif isinstance(each, list):
             found.extend(each)
 
 
-def _of_pickle(path: Path) -> Iterator[tuple[str, str]]:
-    """The names that a pickle imports.
+def _of_pickle(path: Path) -> Iterator[tuple[str, str] | str]:
+    """The names that a pickle imports, and its texts, see `_foreign_in`.
 
     Raises:
         ValueError: it is none, or makes up a name while it is read.
@@ -167,5 +193,7 @@ def _of_pickle(path: Path) -> Iterator[tuple[str, str]]:
             elif name in ("PERSID", "BINPERSID", "EXT1", "EXT2", "EXT4", "INST"):
                 raise ValueError(path.name)
             elif name != "FRAME":
+                if isinstance(value, str) and value in _DRAWING:
+                    yield value
                 pushed.append(value if isinstance(value, str) else None)
             del pushed[:-2]
