@@ -190,6 +190,15 @@ def test_one_answer_with_other_rows_ends_joining(served: Callable[..., Any]) -> 
     assert [answered(each) for each in model.execute([request(2), request(0)])] == [[2, 2], []]
 
 
+def test_an_answer_with_other_rows_than_were_given_is_not_split(served: Callable[..., Any]) -> None:
+    """Each request is asked by itself, then and from then on."""
+    model = served(exploded, "true")
+    for _ in range(2):
+        responses = model.execute([request(1), request(2)])
+        assert [answered(each) for each in responses] == [[1], [2, 2]]
+    assert model._model.given == [2, 1, 1, 1, 1]
+
+
 def test_rows_with_labels_of_their_own_are_not_split_by_their_number(
     served: Callable[..., Any],
 ) -> None:
